@@ -1,0 +1,1 @@
+"""Order only: which step runs after which, and with what settings."""

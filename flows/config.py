@@ -1,0 +1,46 @@
+"""What each flow is asked to do: its form in the Prefect UI, its file in a deployment, its flags on the command line."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from storage.gradients import StoreDtype
+from storage.layout import location
+from tasks.checkpoint import ModelConfig
+from tasks.corpus import CorpusConfig
+from tasks.engine import GradientConfig
+from tasks.scores import ScoreConfig
+from tasks.second_moment import SecondMomentConfig
+
+Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
+
+DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
+
+
+class FlowConfig(BaseModel):
+    """Common to all flows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IndexConfig(FlowConfig):
+    """Checkpoint and corpus to a gradient store, R_train and V."""
+
+    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    index: Url = Field(title="Index", description="Directory or object store URL the index is written to.")
+    corpus: CorpusConfig
+    model: ModelConfig = ModelConfig()
+    gradient: GradientConfig = GradientConfig()
+    second_moment: SecondMomentConfig = SecondMomentConfig()
+    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+
+class AttributeConfig(FlowConfig):
+    """Queries to proponents and opponents."""
+
+    index: Url = Field(title="Index", description="A finished index.")
+    queries: Url = Field(title="Queries", description='JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.')
+    out: Url = Field(title="Results", description="Directory the results are written to.")
+    score: ScoreConfig = ScoreConfig()
+    dask: str = Field("local", title="Dask", description=DASK_HELP)

@@ -1,0 +1,46 @@
+"""Checkpoint and corpus to an index: once per checkpoint."""
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.config import IndexConfig
+from tasks.checkpoint import read_checkpoint
+from tasks.corpus import plan_file, plan_requests
+from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.engine import EngineSpec
+from tasks.gradients import index_shard, shard_requests
+from tasks.index import Index, existing_index, require_documents, require_same_settings, write_index
+from tasks.second_moment import second_moment
+from tasks.stage import gather
+
+
+# Shards run one after another: each uses every core or the whole GPU. Several machines take several work pools.
+@flow(name="index", flow_run_name="index {config.checkpoint}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def index(config: IndexConfig) -> Index:
+    """Write the projected gradient of every document, and the autocorrelation R_train they have."""
+    existing = existing_index(config.index)
+    plans = gather([plan_file.submit(request) for request in plan_requests(config.corpus)])
+    corpus_shards = [shard for plan in plans for shard in plan.shards]
+    bare = EngineSpec(
+        index=config.index,
+        checkpoint=read_checkpoint(config.checkpoint),
+        model=config.model,
+        gradient=config.gradient,
+        second_moment=None,
+    )
+    V = second_moment(
+        config.second_moment,
+        bare,
+        shards=corpus_shards,
+        text_column=config.corpus.text_column,
+        existing=existing and existing.engine,
+    )
+    engine = bare.model_copy(update={"second_moment": V})
+    require_same_settings(existing, engine)
+    requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
+    shards = require_documents(gather(index_shard.map(requests)))
+    reduction = AutocorrelationRequest(index=config.index, shards=shards, dask=config.dask)
+    autocorrelation = write_autocorrelation(reduction) if reduction.is_feasible else None
+    finished = Index(engine=engine, corpus=config.corpus, shards=shards, autocorrelation=autocorrelation)
+    write_index(finished)
+    return finished

@@ -1,0 +1,34 @@
+"""Everything that can be wrong with what a user hands in or with what lies on disk.
+
+Each error is one sentence: the value, what was expected, the cure.
+"""
+
+
+class InputError(ValueError):
+    """The input or the arguments are wrong; the command line answers with exit code 2."""
+
+
+class StorageError(Exception):
+    """Something on disk is not what it should be.
+
+    Attributes:
+        path: The file or directory at fault.
+        cure: What to do about it.
+    """
+
+    def __init__(self, path: object, problem: str, cure: str) -> None:
+        super().__init__(f"{path} {problem}; {cure}")
+        self.path = str(path)
+        self.problem = problem
+        self.cure = cure
+
+    def __reduce__(self) -> tuple:  # three arguments: without this the error cannot cross a process boundary
+        return type(self), (self.path, self.problem, self.cure)
+
+
+class MissingError(StorageError):
+    """An artifact that should have been written before is absent or was never completed."""
+
+
+class CorruptionError(StorageError):
+    """Bytes on disk differ from the bytes that were written."""

@@ -1,0 +1,57 @@
+"""Every directory and file name of an index and of a result directory, in one place.
+
+    INDEX/
+      index.json                     which shards, curvature and second moment make up the index; written last
+      second_moment/<digest>/        second_moment.safetensors
+      shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
+      autocorrelation/<digest>/      <block>.safetensors: R_train of each block
+      spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
+      train_norms/<digest>/          train_norms.safetensors: ‖R_train^(-1/2) φ‖² of every document, at one damping
+      queries/<digest>/              vectors.safetensors, queries.parquet
+      rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
+    OUT/
+      proponents.parquet proponents.jsonl run.json metrics.json report.html
+
+``<digest>`` is the first 16 hexadecimal digits of the SHA-256 of the artifact's identity, so that a different
+configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last.
+"""
+
+from upath import UPath
+
+MANIFEST = "manifest.json"
+INDEX = "index.json"
+
+SECOND_MOMENT = "second_moment.safetensors"
+
+GRADIENTS = "gradients.zarr"
+DOCUMENTS = "documents.parquet"
+QUARANTINE = "quarantine.parquet"
+
+SPECTRUM = "spectrum.safetensors"
+
+QUERIES = "queries.parquet"
+QUERY_VECTORS = "vectors.safetensors"
+
+TRAIN_NORMS = "train_norms.safetensors"
+
+RANKING = "ranking.parquet"
+
+PROPONENTS_PARQUET = "proponents.parquet"
+PROPONENTS_JSONL = "proponents.jsonl"
+RUN = "run.json"
+METRICS = "metrics.json"
+REPORT = "report.html"
+
+
+def location(url: object) -> UPath:
+    """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``)."""
+    path = UPath(str(url).removeprefix("file://"))
+    return path.absolute() if path.protocol == "" else path
+
+
+def autocorrelation_file(block: str) -> str:
+    return f"{block}.safetensors"
+
+
+def artifact_directory(index: object, kind: str, digest: str) -> UPath:
+    return location(index) / kind / digest[:16]

@@ -1,0 +1,184 @@
+"""Identity and completion: an artifact exists when its manifest does, and the manifest names what determined its bytes.
+
+An artifact is written to a temporary sibling directory, its manifest last, and then renamed into place. On an
+object store, where a rename is a copy, files go to their final names at once and the manifest is still the last
+of them: until it is there, the artifact is not.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from storage.errors import CorruptionError, MissingError
+from storage.layout import MANIFEST, location
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+class Manifest(BaseModel):
+    """What an artifact is (``identity``), what is known about it (``facts``), and the SHA-256 of each of its files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: two artifacts with the same files have the same one."""
+        return digest_of(self.files)
+
+
+class Artifact(BaseModel):
+    """A small reference to something finished on disk; what one step hands to the next.
+
+    Attributes:
+        name: Its directory, relative to the index, so that an index can be moved.
+        digest: Digest of its files.
+        facts: What is worth knowing without opening it: counts, for the most part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    facts: dict[str, Any]
+
+    def path(self, index: str) -> UPath:
+        return location(index) / self.name
+
+
+@dataclass
+class Draft:
+    """An artifact being written: put files under ``path`` and results worth knowing into ``facts``."""
+
+    path: UPath
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: UPath) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def read_manifest(directory: UPath) -> Manifest | None:
+    """The manifest of a completed artifact, or None where there is none.
+
+    Raises:
+        CorruptionError: There is a manifest and it cannot be read.
+    """
+    path = directory / MANIFEST
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValueError as error:
+        raise CorruptionError(path, "is not a readable manifest", _cure(directory)) from error
+
+
+def require_manifest(directory: UPath) -> Manifest:
+    """The manifest of an artifact that must be there.
+
+    Raises:
+        MissingError: The artifact was never completed.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise MissingError(directory, "holds no completed artifact", "run `trackstar index` again to build it")
+    return manifest
+
+
+def is_complete(directory: UPath, identity: Mapping[str, Any]) -> bool:
+    """Whether the artifact is there and was made from exactly this identity."""
+    manifest = read_manifest(directory)
+    return manifest is not None and digest_of(manifest.identity) == digest_of(dict(identity))
+
+
+@contextmanager
+def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) -> Iterator[Draft]:
+    """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing."""
+    is_local = directory.protocol in ("", "file")
+    _remove_leftovers(directory)
+    draft = Draft(directory.parent / f".{directory.name}.partial-{uuid.uuid4().hex[:8]}" if is_local else directory)
+    draft.path.mkdir(parents=True, exist_ok=True)
+    yield draft
+    files = {name: digest_file(draft.path / name) for name in _file_names(draft.path)}
+    manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files)
+    (draft.path / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
+    if is_local:
+        draft.path.rename(directory)
+
+
+def read_checked(directory: UPath, name: str) -> bytes:
+    """The bytes of one file of an artifact, compared with the digest its manifest holds.
+
+    Raises:
+        CorruptionError: The bytes are not those that were written.
+    """
+    manifest = require_manifest(directory)
+    path = directory / name
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptionError(path, "is missing from a completed artifact", _cure(directory)) from None
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
+        raise CorruptionError(path, "differs from what was written (SHA-256 mismatch)", _cure(directory))
+    return content
+
+
+def damaged_files(directory: UPath) -> list[str]:
+    """Names of the files of a completed artifact that are missing or differ from what was written."""
+    manifest = require_manifest(directory)
+    return [name for name, digest in manifest.files.items() if not _matches(directory / name, digest)]
+
+
+def remove_tree(directory: UPath) -> None:
+    """Delete an artifact, its manifest first, so that a half-deleted one is never taken for complete."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    if directory.exists():
+        directory.fs.rm(directory.path, recursive=True)
+
+
+def _matches(path: UPath, digest: str) -> bool:
+    return path.is_file() and digest_file(path) == digest
+
+
+def _file_names(directory: UPath) -> list[str]:
+    """Relative names of all files below a directory, sorted."""
+    root = directory.path.rstrip("/") + "/"
+    return sorted(path.removeprefix(root) for path in directory.fs.find(directory.path))
+
+
+def _remove_leftovers(directory: UPath) -> None:
+    """Clear what an interrupted writer of this artifact left behind, and an artifact of another identity."""
+    if directory.parent.is_dir():
+        for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
+            leftover.fs.rm(leftover.path, recursive=True)
+    remove_tree(directory)
+
+
+def _cure(directory: UPath) -> str:
+    return f"run `trackstar verify {directory.parent.parent} --repair`, then index again: only this part is rebuilt"

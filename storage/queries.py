@@ -1,0 +1,103 @@
+"""Queries: what is asked about, one JSON object a line.
+
+{"id": "q1", "prompt": "The capital of France is", "completion": " Paris", "relevant_ids": ["d7"]}
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from upath import UPath
+
+from storage.errors import InputError
+from storage.json_lines import BYTE_ORDER_MARK, kind_of, lines, open_decompressed, parse_object, require_encodable
+from storage.layout import location
+from storage.manifest import digest_of
+
+EXPECTED = '{"id": ..., "prompt": ..., "completion": ...}, one object a line'
+
+
+def _name_integer(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _require_content(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty, expected some text")
+    return value
+
+
+Text = Annotated[str, AfterValidator(require_encodable)]
+NonEmptyText = Annotated[Text, AfterValidator(_require_content)]
+Id = Annotated[NonEmptyText, BeforeValidator(_name_integer)]
+
+
+class Query(BaseModel):
+    """A completion whose influences are asked for, after a prompt that may be empty."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: Id
+    prompt: Text = Field(description="context only; empty for a completion that follows nothing")
+    completion: NonEmptyText = Field(description="the loss is the sum over it")
+    relevant_ids: tuple[Id, ...] | None = Field(None, description="candidates known to be relevant; None: not known")
+    answer_aliases: tuple[Text, ...] = Field((), description="other ways to write the answer")
+
+
+def read_queries(path: object) -> list[Query]:
+    """The queries of a JSON Lines file in its order, blank lines left out.
+
+    Raises:
+        InputError: The file is unreadable or empty, a line is not a query, or two queries share an id.
+    """
+    path = location(path)
+    queries: dict[str, Query] = {}
+    line_of: dict[str, int] = {}
+    for number, line in _numbered_lines(path):
+        query = _parse(line, where=f"{path} line {number}")
+        if query.id in queries:
+            raise InputError(
+                f"{path} line {number}: id {query.id!r} is already on line {line_of[query.id]}, expected one query "
+                "an id; rename one of them"
+            )
+        queries[query.id], line_of[query.id] = query, number
+    if not queries:
+        raise InputError(f"{path} line 1: no query in the file, expected {EXPECTED}; add at least one")
+    return list(queries.values())
+
+
+def queries_digest(queries: Sequence[Query]) -> str:
+    """SHA-256 of what the queries say, in their order: not of how the file writes it."""
+    return digest_of([query.model_dump(mode="json") for query in queries])
+
+
+def _numbered_lines(path: UPath) -> Iterator[tuple[int, bytes]]:
+    with open_decompressed(path) as stream:
+        for number, line in enumerate(lines(stream), start=1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line.strip():
+                yield number, line
+
+
+def _parse(line: bytes, *, where: str) -> Query:
+    try:
+        return Query.model_validate(parse_object(line))
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_problem(error)}; correct it: {EXPECTED}") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}, expected {EXPECTED}; correct or remove the line") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "missing":
+            return f"{field!r} is missing, expected a string"
+        case "string_type":
+            return f"{field!r} is {kind_of(problem['input'])}, expected a string"
+        case "tuple_type":
+            return f"{field!r} is {kind_of(problem['input'])}, expected a list of strings"
+        case _:
+            return f"{field!r} {problem['msg'].removeprefix('Value error, ')}"

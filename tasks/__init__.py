@@ -1,0 +1,1 @@
+"""Pipeline steps: read, call a pure function, write. Steps take and return small references, never tensors."""

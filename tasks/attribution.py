@@ -1,0 +1,105 @@
+"""The steps from an index and queries to a ranking, and what is written about a run."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from storage.errors import InputError
+from storage.layout import QUERIES, RANKING, RUN, location
+from storage.manifest import Artifact
+from storage.queries import Query, queries_digest
+from storage.results import write_json, write_proponents
+from storage.tables import read_table
+from tasks.checkpoint import read_checkpoint
+from tasks.curvature import SpectrumRequest, TrainNormsRequest, write_spectrum, write_train_norms
+from tasks.index import Index, document_texts
+from tasks.queries import QueryRequest, encode_queries
+from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+
+LIBRARIES = ("trackstar", "torch", "transformers", "numpy", "scipy", "zarr", "polars", "prefect", "dask")
+
+
+def encode(index: Index, queries: Sequence[Query]) -> Artifact:
+    """The query set's gradients.
+
+    Raises:
+        InputError: The checkpoint is no longer the one that was indexed.
+    """
+    indexed = index.engine.checkpoint
+    if read_checkpoint(indexed.path).digest != indexed.digest:
+        raise InputError(
+            f"{indexed.path} has changed since {index.path} was built from it; index it again, into another directory"
+        )
+    return encode_queries(QueryRequest(index=str(index.path), engine=index.engine, queries=tuple(queries)))
+
+
+def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:
+    """The ranking of one query set by one method over the index's gradients."""
+    config.check()
+    common = {"index": str(index.path), "shards": index.shards, "dask": dask}
+    whitened = config.whitening != "none"
+    if whitened and index.autocorrelation is None:
+        raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
+    autocorrelation = index.autocorrelation if whitened else None
+    is_automatic = config.whitening == "mixed" and config.mixing_weight == "auto"
+    return rank_candidates(
+        ScoreRequest(
+            method=method,
+            config=config,
+            queries=encoded,
+            autocorrelation=autocorrelation,
+            spectrum=write_spectrum(SpectrumRequest(autocorrelation=autocorrelation, **common))
+            if is_automatic
+            else None,
+            train_norms=write_train_norms(
+                TrainNormsRequest(autocorrelation=autocorrelation, damping=config.damping, **common)
+            ),
+            **common,
+        )
+    )
+
+
+def write_results(
+    index: Index, queries: Sequence[Query], encoded: Artifact, rankings: Sequence[Artifact], out: str
+) -> dict[str, Any]:
+    """Write proponents.parquet, proponents.jsonl and run.json; return what run.json holds."""
+    import polars as pl
+
+    directory = location(out)
+    frame = pl.concat([read_table(ranking.path(str(index.path)), RANKING) for ranking in rankings])
+    texts = document_texts(index, set(frame["candidate_id"].unique()))
+    write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
+    record = run_record(index, queries, encoded, rankings)
+    write_json(directory / RUN, record)
+    return record
+
+
+def run_record(
+    index: Index, queries: Sequence[Query], encoded: Artifact, rankings: Sequence[Artifact]
+) -> dict[str, Any]:
+    """All that is needed to repeat the run, and what came out of its automatic choices."""
+    said = read_table(encoded.path(str(index.path)), QUERIES)
+    return {
+        "index": str(index.path),
+        "checkpoint": index.engine.checkpoint.model_dump(),
+        "model": index.engine.model.model_dump(),
+        "gradient": index.engine.gradient.model_dump(),
+        "second_moment": index.engine.second_moment and index.engine.second_moment.facts["mode"],
+        "num_documents": index.total("num_documents"),
+        "num_quarantined": index.total("num_quarantined"),
+        "block_dims": index.block_dims,
+        "methods": {ranking.facts["method"]: ranking.facts for ranking in rankings},
+        "queries": {
+            row["query_id"]: {name: row[name] for name in ("loss", "probability", "answer")}
+            for row in said.iter_rows(named=True)
+        },
+        "digests": {
+            "queries": queries_digest(queries),
+            "shards": [shard.digest for shard in index.shards],
+            "autocorrelation": index.autocorrelation and index.autocorrelation.digest,
+            "second_moment": index.engine.second_moment and index.engine.second_moment.digest,
+            "rankings": [ranking.digest for ranking in rankings],
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }

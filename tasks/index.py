@@ -1,0 +1,142 @@
+"""``index.json``: what an index is made of. Written last, it is what makes an index complete."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from upath import UPath
+
+from storage.errors import CorruptionError, InputError, MissingError
+from storage.layout import DOCUMENTS, INDEX, location
+from storage.manifest import Artifact, remove_tree
+from storage.results import write_text
+from storage.tables import read_table
+from tasks.corpus import CorpusConfig
+from tasks.engine import EngineSpec
+from tasks.gradients import ShardRequest
+
+SHARDS = ShardRequest.kind
+
+
+class Index(BaseModel):
+    """A finished index.
+
+    Attributes:
+        engine: The checkpoint and all that determines a gradient; queries go through the same.
+        corpus: Where the documents came from.
+        shards: In corpus order.
+        autocorrelation: R_train, or None where blocks are too large for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: EngineSpec
+    corpus: CorpusConfig
+    shards: tuple[Artifact, ...]
+    autocorrelation: Artifact | None
+
+    @property
+    def path(self) -> UPath:
+        return location(self.engine.index)
+
+    @property
+    def block_dims(self) -> dict[str, int]:
+        return self.shards[0].facts["block_dims"]
+
+    def total(self, fact: str) -> int:
+        """Sum of one of the shards' counts."""
+        return sum(shard.facts[fact] for shard in self.shards)
+
+
+def read_index(url: str) -> Index:
+    """Open a finished index, wherever it lies now.
+
+    Raises:
+        MissingError: There is none, or it was never finished.
+        CorruptionError: Its index.json cannot be read.
+    """
+    path = location(url) / INDEX
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(url, "holds no finished index", "build it with `trackstar index`") from None
+    try:
+        found = Index.model_validate_json(content)
+    except ValidationError as error:
+        raise CorruptionError(path, "is no readable index", "run `trackstar index` again") from error
+    return found.model_copy(update={"engine": found.engine.model_copy(update={"index": str(location(url))})})
+
+
+def existing_index(url: str) -> Index | None:
+    try:
+        return read_index(url)
+    except MissingError:
+        return None
+
+
+def require_same_settings(existing: Index | None, engine: EngineSpec) -> None:
+    """Refuse to put gradients of one kind where those of another are: the corpus may change, nothing else may.
+
+    Raises:
+        InputError: Names the first setting that differs.
+    """
+    if existing is None:
+        return
+    for name, value in _flat(engine.inputs()).items():
+        previous = _flat(existing.engine.inputs()).get(name)
+        if previous != value:
+            raise InputError(
+                f"{existing.path} was built with {name} {previous}, and this run asks for {value}; choose another "
+                "--index directory, or delete this one"
+            )
+
+
+def require_documents(shards: Sequence[Artifact]) -> tuple[Artifact, ...]:
+    """The shards that hold a document.
+
+    Raises:
+        InputError: None does.
+    """
+    filled = tuple(shard for shard in shards if shard.facts["num_documents"])
+    if not filled:
+        num_quarantined = sum(shard.facts["num_quarantined"] for shard in shards)
+        raise InputError(
+            f"the corpus has no usable document: {num_quarantined} rows were quarantined; see the reasons in "
+            "shards/*/quarantine.parquet, and check the text column and the checkpoint"
+        )
+    return filled
+
+
+def write_index(index: Index) -> None:
+    """Publish an index, then remove the shards that no longer belong to it."""
+    write_text(index.path / INDEX, index.model_dump_json(indent=1) + "\n")
+    kept = {location(index.path / shard.name).name for shard in index.shards}
+    for directory in list((index.path / SHARDS).iterdir()):
+        if directory.name not in kept:
+            remove_tree(directory)
+
+
+def document_texts(index: Index, ids: set[str]) -> dict[str, str]:
+    """The texts of some documents."""
+    return {row: text for row, text in _documents(index) if row in ids}
+
+
+def all_texts(index: Index) -> dict[str, str]:
+    """The text of every document by id, in corpus order."""
+    return dict(_documents(index))
+
+
+def _documents(index: Index) -> Iterator[tuple[str, str]]:
+    for shard in index.shards:
+        yield from read_table(shard.path(str(index.path)), DOCUMENTS).select("id", "text").iter_rows()
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return flat
+
+
+def block_summary(dims: Sequence[int]) -> str:
+    return f"{len(dims)} blocks of {dims[0]}" if len(set(dims)) == 1 else f"{len(dims)} blocks, {sum(dims)} dimensions"

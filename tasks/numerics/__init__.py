@@ -1,0 +1,1 @@
+"""The mathematics, in torch and numpy: importable and testable without Prefect, a disk or a model hub."""

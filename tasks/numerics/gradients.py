@@ -1,0 +1,138 @@
+"""Per-example projected gradients without ever forming a weight gradient.
+
+    G    [m n]  Σ_t δ_t x_tᵀ, one example's gradient of one matrix (see taps.py)
+    L    [k m]  left projection · diag(1/√V by row)        R  [k n]  right projection · diag(1/√V by column)
+
+    L G Rᵀ = Σ_t (L δ_t)(R x_t)ᵀ    [k k]
+
+Activations are projected in the forward pass and output gradients in the backward pass; one batched product per
+matrix remains. A second moment that does not factor cannot be folded into L and R: then G is formed, a few examples
+at a time, and divided.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tasks.numerics.taps import TappedModel
+
+FORMED_GRADIENT_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class MatrixProjection:
+    """How one matrix's gradient becomes its share of a block's vector: ``L (G ⊙ S) Rᵀ``, flattened.
+
+    Attributes:
+        module: Path of the module that owns the matrix.
+        shape: (m, n).
+        left: L [k m], or None for the identity.
+        right: R [k n], or None for the identity.
+        scale: S [m n] = 1/√V where it is not folded into L and R, else None.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    left: Float[Tensor, "k m"] | None = None
+    right: Float[Tensor, "k n"] | None = None
+    scale: Float[Tensor, "m n"] | None = None
+
+    @property
+    def num_dims(self) -> int:
+        return self.shape[0] * self.shape[1] if self.left is None else len(self.left) * len(self.right)
+
+    @property
+    def is_separable(self) -> bool:
+        return self.left is not None and self.scale is None
+
+
+@dataclass(frozen=True)
+class BlockProjection:
+    """The matrices of one block; pooled, their projected gradients add up, else they are concatenated."""
+
+    matrices: Sequence[MatrixProjection]
+    is_pooled: bool
+
+    @property
+    def num_dims(self) -> int:
+        dims = [matrix.num_dims for matrix in self.matrices]
+        return dims[0] if self.is_pooled else sum(dims)
+
+    def slices(self) -> list[slice]:
+        """Each matrix's share of the block's vector."""
+        slices, start = [], 0
+        for matrix in self.matrices:
+            slices.append(slice(start, start + matrix.num_dims))
+            start += 0 if self.is_pooled else matrix.num_dims
+        return slices
+
+
+class GradientEngine:
+    """Computes, for a batch of token sequences, each block's projected gradient of each sequence's summed loss.
+
+    Use it as a context manager: the model is tapped only inside.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Mapping[str, BlockProjection]) -> None:
+        self.block_dims = {name: block.num_dims for name, block in blocks.items()}
+        self._taps = [
+            _GradientTap(name, matrix, share)
+            for name, block in blocks.items()
+            for matrix, share in zip(block.matrices, block.slices(), strict=True)
+        ]
+        self._model = TappedModel(model, self._taps)
+
+    def __enter__(self) -> "GradientEngine":
+        self._model.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._model.__exit__(*exception)
+
+    def __call__(
+        self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]
+    ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, "b d"]]]:
+        """Return the loss of each row, summed over its chosen tokens (float64), and each block's vectors (float32)."""
+        vectors = {name: torch.zeros(len(tokens), dims, device=tokens.device) for name, dims in self.block_dims.items()}
+        for tap in self._taps:
+            tap.target = vectors[tap.block][:, tap.share]
+        losses = self._model.backward(tokens, chosen)
+        return losses, vectors
+
+
+class _GradientTap:
+    """Adds one matrix's projected gradients to its share of the block's vectors."""
+
+    target: Float[Tensor, "b d"]
+
+    def __init__(self, block: str, matrix: MatrixProjection, share: slice) -> None:
+        self.module, self.block, self.share = matrix.module, block, share
+        self._matrix = matrix
+
+    def keep(self, activations: Float[Tensor, "b t n"]) -> Float[Tensor, "b t _"]:
+        if not self._matrix.is_separable:
+            return activations
+        return activations @ self._matrix.right.T.to(activations.dtype)
+
+    def receive(self, kept: Float[Tensor, "b t _"], output_gradients: Float[Tensor, "b t m"]) -> None:
+        if self._matrix.is_separable:
+            left = output_gradients @ self._matrix.left.T.to(output_gradients.dtype)
+            self.target += (left.float().mT @ kept.float()).flatten(1)
+        else:
+            self._receive_formed(kept, output_gradients)
+
+    def _receive_formed(self, activations: Float[Tensor, "b t n"], output_gradients: Float[Tensor, "b t m"]) -> None:
+        """Form G [m n] of as many examples at a time as the memory bound allows."""
+        m, n = self._matrix.shape
+        size = max(1, FORMED_GRADIENT_BYTES // (4 * m * n))
+        for start in range(0, len(self.target), size):
+            rows = slice(start, start + size)
+            G = output_gradients[rows].float().mT @ activations[rows].float()
+            if self._matrix.scale is not None:
+                G *= self._matrix.scale
+            if self._matrix.left is not None:
+                G = self._matrix.left @ (G @ self._matrix.right.T)
+            self.target[rows] += G.flatten(1)

@@ -1,0 +1,86 @@
+"""The summed token loss of a causal language model, with the logits of a large vocabulary never whole.
+
+h  [T h]  hidden states after the final norm
+z  [T v]  logits, head(h)
+Loss = Σ_t −log softmax(z_t)[token_{t+1}]   over the chosen tokens: a sum, never a mean
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+LOGITS_CHUNK_BYTES = 1 << 26
+PROBE_LENGTH = 4
+PROBE_TOLERANCE = 1e-3
+
+
+class TokenLoss:
+    """``−log p`` of chosen tokens, back-propagated to the hidden states chunk by chunk.
+
+    The head is applied to the base model's output by hand, which is right only where the model does nothing more
+    between the two (scaling, say). A probe compares the two routes once; where they differ, the model's own forward
+    pass gives the logits, at the price of holding all of them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._head = model.get_output_embeddings()
+        self._soft_cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.is_chunked = self._head is not None and self._head_alone_gives_logits()
+
+    def backward(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+        """Sum the loss over the chosen tokens of each row and back-propagate it; return the sums in float64.
+
+        Args:
+            tokens: Token ids, padded on the right: causal attention keeps padding from reaching real tokens, so no
+                attention mask is needed.
+            chosen: Which tokens' losses count. The first token of a row is predicted from nothing and cannot.
+        """
+        targets, is_target = tokens[:, 1:], chosen[:, 1:]
+        rows = is_target.nonzero()[:, 0]
+        losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+        if self.is_chunked:
+            hidden = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            states, to_logits = hidden[:, :-1][is_target], self._logits
+        else:
+            states, to_logits = self._model(input_ids=tokens, use_cache=False).logits[:, :-1][is_target], _identity
+        gradients = []
+        for start, chunk in _chunks(states, self._model.config.get_text_config().vocab_size):
+            leaf = chunk.detach().requires_grad_()
+            token_losses = cross_entropy(
+                to_logits(leaf).float(), targets[is_target][start : start + len(leaf)], reduction="none"
+            )
+            gradients.append(torch.autograd.grad(token_losses.sum(), leaf)[0])
+            losses.index_add_(0, rows[start : start + len(leaf)], token_losses.detach().double())
+        if gradients:
+            states.backward(torch.cat(gradients))
+        return losses
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden)
+        return logits if self._soft_cap is None else self._soft_cap * torch.tanh(logits / self._soft_cap)
+
+    @torch.no_grad()
+    def _head_alone_gives_logits(self) -> bool:
+        device = next(self._model.parameters()).device
+        vocabulary_size = self._model.config.get_text_config().vocab_size
+        tokens = torch.arange(PROBE_LENGTH, device=device).remainder(vocabulary_size)[None]
+        whole = self._model(input_ids=tokens, use_cache=False).logits.float()
+        hidden = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        if hidden.shape[-1] != self._head.weight.shape[-1]:
+            return False
+        ours = self._logits(hidden).float()
+        return ours.shape == whole.shape and bool((ours - whole).norm() <= PROBE_TOLERANCE * whole.norm())
+
+
+def _chunks(states: Tensor, vocabulary_size: int) -> Iterator[tuple[int, Tensor]]:
+    size = max(1, LOGITS_CHUNK_BYTES // (4 * vocabulary_size))
+    for start in range(0, len(states), size):
+        yield start, states[start : start + size]
+
+
+def _identity(logits: Tensor) -> Tensor:
+    return logits

@@ -1,0 +1,103 @@
+"""``report.html``: the comparison as one file that needs no network, no server, and trusts no text it shows.
+
+Texts of a corpus are foreign. Everything passes through autoescaping, element ids are numbers of ours, and the page's
+Content-Security-Policy admits exactly the one style sheet and the one script that are written into it.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tasks.passages import visible
+from tasks.plots import spectrum_plot
+from tasks.report_data import Curvature, Prediction, ReportData
+from tasks.report_views import METRIC_TEXTS, QueryView, metric_columns, query_views
+
+__all__ = ["Curvature", "Prediction", "ReportData", "render_report"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+SEARCHABLE_CHARACTERS = 1000
+MINUS = "\N{MINUS SIGN}"
+
+
+def render_report(data: ReportData) -> str:
+    """The whole page; the same data gives the same bytes."""
+    methods = data.proponents["method"].unique(maintain_order=True).to_list()
+    views = query_views(data, methods=methods)
+    css, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
+    curvature = data.curvature
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        data=data,
+        methods=methods,
+        metric_columns=[] if data.metrics is None else metric_columns(data.metrics),
+        metric_labels={name: label for name, (label, _) in METRIC_TEXTS.items()},
+        cost_labels=list(dict.fromkeys(label for cost in data.costs.values() for label in cost)),
+        spectrum=curvature and spectrum_plot(curvature.spectra, crossing=curvature.crossing),
+        views=views,
+        has_evidence=any(query.relevant_ids for query in data.queries),
+        index=_index(views),
+        css=css,
+        script=script,
+        css_source=_csp_source(css),
+        script_source=_csp_source(script),
+    )
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """A number as it is set in a table: a true minus sign, and fewer decimals where there are digits before them."""
+    digits = digits if abs(value) < 10 else 2 if abs(value) < 1000 else 0
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"{value:+,.{digits}f}".replace("-", MINUS)
+
+
+def fact(value: str | int | float | bool) -> str:
+    """A fact of the run as text; large counts get thousands separators, other numbers six significant digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", MINUS)
+    return f"{value:.6g}".replace("-", MINUS) if isinstance(value, float) else value
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_readable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"decimal": decimal, "signed": signed, "fact": fact}
+    return environment
+
+
+def _readable(value: Any) -> Any:
+    """Whatever a template prints, without the characters that HTML or UTF-8 cannot hold."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
+
+
+def _index(views: Sequence[QueryView]) -> list[dict[str, Any]]:
+    """What the page's script searches: the text of each query and which methods found its evidence."""
+    return [
+        {
+            "text": f"{view.query.id} {view.prompt} {view.query.completion}".lower()[:SEARCHABLE_CHARACTERS],
+            "found": [column.first_evidence for column in view.columns],
+            "evidence": bool(view.query.relevant_ids),
+        }
+        for view in views
+    ]
+
+
+def _csp_source(content: str) -> str:
+    """The Content-Security-Policy source that admits an inline element with exactly this content."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

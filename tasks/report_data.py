@@ -1,0 +1,71 @@
+"""What a report is made from. Only the model, the corpus, the queries, the rankings and the texts are needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from storage.results import QueryLike
+from tasks.evaluation import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model itself says to a query.
+
+    Attributes:
+        probability: Of the completion given the prompt.
+        answer: The model's own continuation.
+    """
+
+    probability: float | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """How the R behind the scores was made.
+
+    Attributes:
+        mixing_weight: λ of R = λ R_eval + (1-λ) R_train.
+        damping: Unitless, relative to the mean eigenvalue of R_train.
+        crossing: The component at which the weighted spectra cross.
+        spectra: Name (``λ R_eval``, ``(1-λ) R_train``) to values, all blocks together, in any order.
+    """
+
+    mixing_weight: float | None = None
+    damping: float | None = None
+    crossing: int | None = None
+    spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything a report can show.
+
+    Attributes:
+        proponents: A result table; the order in which its methods appear is the order of the columns.
+        texts: Text of every candidate in the result table.
+        predictions: By query id.
+        tail_patch: Columns query_id, method, candidate_id, probability_change.
+        facts: What there is to know about the run, as label to value.
+        costs: Method to label to value (time, memory, …).
+        num_quarantined: Documents that could not be used.
+        num_proponents: How many of each method are shown per query.
+        num_opponents: Likewise.
+    """
+
+    model: str
+    corpus: str
+    queries: Sequence[QueryLike]
+    proponents: pl.DataFrame
+    texts: Mapping[str, str]
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    metrics: Metrics | None = None
+    tail_patch: pl.DataFrame | None = None
+    facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    curvature: Curvature | None = None
+    costs: Mapping[str, Mapping[str, str | int | float]] = field(default_factory=dict)
+    num_quarantined: int | None = None
+    num_proponents: int = 10
+    num_opponents: int = 5

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from tasks.numerics import curvature, mixing
+
+
+def test_whitened_gradients_have_identity_autocorrelation():
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(400, 12)) @ rng.normal(size=(12, 12))
+    R = curvature.gram(phi) / len(phi)
+    psi = curvature.whiten(curvature.damped_factor(R, damping=0.0), phi)
+    np.testing.assert_allclose(psi.T @ psi / len(psi), np.eye(12), atol=1e-8)
+
+
+def test_gram_of_float32_rows_equals_the_float64_product():
+    phi = np.random.default_rng(1).normal(size=(100, 7)).astype(np.float32)
+    expected = phi.astype(np.float64).T @ phi.astype(np.float64)
+    np.testing.assert_allclose(curvature.gram(phi), expected, rtol=1e-13, atol=1e-12)
+
+
+def test_undamped_singular_autocorrelation_is_refused_with_the_cure():
+    phi = np.random.default_rng(2).normal(size=(5, 12))
+    with pytest.raises(ValueError, match="raise damping"):
+        curvature.damped_factor(curvature.gram(phi) / 5, damping=0.0)
+
+
+def test_zero_autocorrelation_is_refused():
+    with pytest.raises(ValueError, match="must be positive"):
+        curvature.damped_factor(np.zeros((3, 3)), damping=1.0)
+
+
+def test_spectrum_is_descending_and_sums_to_the_trace():
+    phi = np.random.default_rng(3).normal(size=(5, 12))
+    R = curvature.gram(phi) / 5
+    values = curvature.spectrum(R)
+    assert (np.diff(values) <= 0).all()
+    assert values.sum() == pytest.approx(np.trace(R))
+    assert curvature.mean_eigenvalue(R) == pytest.approx(values.mean())
+
+
+def test_mixing_weight_makes_the_curves_cross_at_the_scaled_component():
+    rng = np.random.default_rng(4)
+    train, evaluation = rng.exponential(size=6554), rng.exponential(size=6554)
+    weight = mixing.crossing_mixing_weight(train, evaluation, num_dims=6554)
+    k = weight.crossing_index - 1
+    assert weight.crossing_index == 100
+    assert weight.limited_by is None
+    assert weight.value * np.sort(evaluation)[::-1][k] == pytest.approx((1 - weight.value) * np.sort(train)[::-1][k])
+
+
+def test_mixing_weight_of_few_queries_uses_their_rank_and_says_so():
+    train = np.linspace(1, 2, 65_536)
+    weight = mixing.crossing_mixing_weight(train, np.array([4.0, 2.0, 1e-12]), num_dims=65_536)
+    assert (weight.crossing_index, weight.wanted_index, weight.limited_by) == (2, 1000, "R_eval")
+    assert weight.value == pytest.approx(np.sort(train)[::-1][1] / (2.0 + np.sort(train)[::-1][1]))
+    assert weight.value < 0.6
+
+
+def test_mixing_weight_of_zero_gradients_is_refused():
+    with pytest.raises(ValueError, match="R_eval is zero"):
+        mixing.crossing_mixing_weight(np.ones(4), np.zeros(2), num_dims=4)

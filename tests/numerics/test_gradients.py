@@ -1,0 +1,201 @@
+"""The hook-based engine against autograd in float64, on random models, projections and second moments."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from tasks.numerics import architecture, batching
+from tasks.numerics.estimation import estimation_taps
+from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
+from tasks.numerics.projection import gaussian_projection
+from tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
+from tasks.numerics.taps import TappedModel
+from tests import reference
+
+# float32 forward and backward through a few layers against float64
+RELATIVE_ERROR = 1e-5
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=61, max_position_embeddings=64, tie_word_embeddings=True,
+    ),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=64),
+    "gpt_neox": GPTNeoXConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=61,
+        max_position_embeddings=64,
+    ),
+    "gemma2": Gemma2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=61, max_position_embeddings=64, sliding_window=16,
+    ),
+}  # fmt: skip
+
+
+def _model(family):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[family])).float()
+
+
+def _sequences(lengths=(9, 4, 7)):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 61, (length,), generator=generator) for length in lengths]
+
+
+def _pad(sequences, first_target=1):
+    tokens = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    chosen = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = sequence
+        chosen[row, first_target : len(sequence)] = True
+    return tokens, chosen
+
+
+def _random_second_moment(matrix):
+    generator = torch.Generator().manual_seed(len(matrix.name))
+    m, n = matrix.shape
+    return FactoredSecondMoment(torch.rand(m, generator=generator) + 0.1, torch.rand(n, generator=generator) + 0.1)
+
+
+def _projection(matrix, *, kind, k=5):
+    left, right = (
+        gaussian_projection(seed=0, matrix_name=matrix.name, side=side, projection_dim=k, input_dim=dim)
+        for side, dim in zip(("left", "right"), matrix.shape, strict=True)
+    )
+    V = _random_second_moment(matrix)
+    row_scale, column_scale = folded_scales(V, epsilon=0.0)
+    options = {
+        "folded": {"left": left * row_scale.float(), "right": right * column_scale.float()},
+        "formed": {"left": left, "right": right, "scale": dense(V).rsqrt().float()},
+        "none": {"scale": dense(V).rsqrt().float()},
+    }
+    return MatrixProjection(matrix.module, matrix.shape, **options[kind])
+
+
+def _dense_gradients(model, sequences, first_target=1):
+    matrices, model = architecture.find_weight_matrices(model), copy.deepcopy(model)
+    return [
+        reference.example_gradients(model, matrices, sequence, torch.arange(len(sequence)) >= first_target)
+        for sequence in sequences
+    ]
+
+
+def _oracle(gradients, matrices, *, kind, is_pooled, k=5):
+    rows = []
+    for example in gradients:
+        shares = []
+        for matrix in matrices:
+            corrected = example[matrix.name] / dense(_random_second_moment(matrix)).sqrt()
+            if kind != "none":
+                left, right = (
+                    gaussian_projection(
+                        seed=0, matrix_name=matrix.name, side=side, projection_dim=k, input_dim=dim
+                    ).double()
+                    for side, dim in zip(("left", "right"), matrix.shape, strict=True)
+                )
+                corrected = left @ corrected @ right.T
+            shares.append(corrected.flatten())
+        rows.append(sum(shares) if is_pooled else torch.cat(shares))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    ("kind", "is_pooled"), [("folded", True), ("folded", False), ("formed", True), ("none", False)]
+)
+def test_projected_gradients_equal_autograd_in_float64(family, kind, is_pooled):
+    model = _model(family)
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=2)
+    sequences = _sequences()
+    projections = {
+        name: BlockProjection([_projection(matrix, kind=kind) for matrix in matrices], is_pooled)
+        for name, matrices in blocks.items()
+    }
+    with GradientEngine(copy.deepcopy(model), projections) as engine:
+        _, vectors = engine(*_pad(sequences))
+    gradients = _dense_gradients(model, sequences)
+    for name, matrices in blocks.items():
+        expected = _oracle(gradients, matrices, kind=kind, is_pooled=is_pooled)
+        error = (vectors[name].double() - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < RELATIVE_ERROR, name
+
+
+def test_a_query_is_charged_for_its_completion_alone():
+    model = _model("llama")
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=1)
+    sequences = _sequences((8,))
+    projections = {n: BlockProjection([_projection(m, kind="folded") for m in ms], True) for n, ms in blocks.items()}
+    with GradientEngine(copy.deepcopy(model), projections) as engine:
+        losses, vectors = engine(*_pad(sequences, first_target=5))
+    gradients = _dense_gradients(model, sequences, first_target=5)
+    for name, matrices in blocks.items():
+        expected = _oracle(gradients, matrices, kind="folded", is_pooled=True)
+        assert (vectors[name].double() - expected).norm() < RELATIVE_ERROR * expected.norm()
+    log_probabilities = torch.log_softmax(model(sequences[0][None]).logits[0], dim=-1)
+    expected_loss = -sum(log_probabilities[t - 1, sequences[0][t]] for t in range(5, 8))
+    assert losses[0].item() == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+def test_neither_padding_nor_company_changes_a_gradient():
+    model = _model("llama")
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=2)
+    projections = {n: BlockProjection([_projection(m, kind="folded") for m in ms], True) for n, ms in blocks.items()}
+    sequences = _sequences((12, 3, 7, 5))
+    with GradientEngine(model, projections) as engine:
+        _, together = engine(*_pad(sequences))
+        for row, sequence in enumerate(sequences):
+            _, alone = engine(*_pad([sequence]))
+            for name in blocks:
+                difference = (alone[name][0] - together[name][row]).norm()
+                assert difference < RELATIVE_ERROR * alone[name][0].norm()
+
+
+def test_the_estimated_second_moment_is_the_mean_squared_gradient_by_row_and_column():
+    model = _model("gpt2")
+    matrices = architecture.find_weight_matrices(model)
+    sequences = _sequences()
+    taps = estimation_taps(matrices, device=torch.device("cpu"))
+    with TappedModel(copy.deepcopy(model), taps) as tapped:
+        tapped.backward(*_pad(sequences))
+    squares = {matrix.name: 0 for matrix in matrices}
+    for gradients in _dense_gradients(model, sequences):
+        for name, G in gradients.items():
+            squares[name] = squares[name] + G**2 / len(sequences)
+    for tap in taps:
+        estimated = tap.result(num_examples=len(sequences))
+        torch.testing.assert_close(estimated.row, squares[tap.name].mean(1), rtol=1e-4, atol=0)
+        torch.testing.assert_close(estimated.column, squares[tap.name].mean(0), rtol=1e-4, atol=0)
+
+
+def test_projection_depends_on_seed_name_and_side_alone():
+    def draw(seed=0, name="a", side="left"):
+        return gaussian_projection(seed=seed, matrix_name=name, side=side, projection_dim=64, input_dim=500)
+
+    first = draw()
+    torch.manual_seed(5)
+    assert torch.equal(first, draw())
+    for other in (draw(seed=1), draw(name="b"), draw(side="right")):
+        # independent entries N(0, 1/64): the correlation of 32,000 pairs is 0 ± 1/√32000
+        assert abs(torch.corrcoef(torch.stack([first.flatten(), other.flatten()]))[0, 1]) < 5 / 32_000**0.5
+    assert first.var().item() == pytest.approx(1 / 64, rel=0.05)
+
+
+def test_every_token_but_the_first_is_predicted_once_whatever_the_context():
+    lengths = [1, 2, 9, 10, 11, 28]
+    for context in (2, 5, 10, 64):
+        cut = batching.windows(lengths, context=context)
+        assert all(window.num_tokens <= context for window in cut)
+        for document, length in enumerate(lengths):
+            predicted = [t for w in cut if w.document == document for t in range(w.start + 1, w.stop)]
+            assert predicted == list(range(1, length))
+
+
+def test_batches_hold_every_window_once_within_the_token_budget():
+    rng = np.random.default_rng(0)
+    cut = batching.windows(rng.integers(1, 40, size=100).tolist(), context=16)
+    made = list(batching.batches(cut, token_budget=64))
+    assert sorted(window for batch in made for window in batch) == sorted(cut)
+    assert all(len(batch) * max(w.num_tokens for w in batch) <= 64 for batch in made)

@@ -1,0 +1,100 @@
+"""The low-rank score pass against the dense definition, for every mixing weight, damping and switch."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.numerics import curvature, scores
+from tests import reference
+
+# float64 on both sides; the oracle's eigendecomposition loses about cond(R) · 1e-16
+TOLERANCE = 1e-7
+
+
+def _random_blocks(rng, *, num_train, num_queries, dims):
+    mixing = [rng.normal(size=(d, d)) / np.sqrt(d) for d in dims]
+    train = [rng.normal(size=(num_train, len(m))) @ m for m in mixing]
+    queries = [rng.normal(size=(num_queries, len(m))) @ m + 0.3 for m in mixing]
+    return train, queries
+
+
+def _fast(train, queries, *, mixing_weight, damping, whitening="mixed", unit_norm=True):
+    factors = [
+        None if whitening == "none" else curvature.damped_factor(curvature.gram(t) / len(t), damping=damping)
+        for t in train
+    ]
+    bases = [scores.query_basis(C, q) for C, q in zip(factors, queries, strict=True)]
+    norms = np.stack(
+        [
+            curvature.squared_norms(t if C is None else curvature.whiten(C, t))
+            for C, t in zip(factors, train, strict=True)
+        ],
+        axis=1,
+    )
+    coordinates = [t @ basis.readout for t, basis in zip(train, bases, strict=True)]
+    weight = mixing_weight if whitening == "mixed" else 0.0
+    return scores.influence(coordinates, norms, bases, mixing_weight=weight, unit_norm=unit_norm)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mixing_weight=st.floats(0, 0.999),
+    damping=st.floats(1e-3, 10),
+    num_queries=st.integers(1, 12),
+    whitening=st.sampled_from(["mixed", "train", "none"]),
+    unit_norm=st.booleans(),
+)
+def test_low_rank_scores_equal_the_dense_definition(seed, mixing_weight, damping, num_queries, whitening, unit_norm):
+    rng = np.random.default_rng(seed)
+    # fewer examples than dimensions in one block, more queries than dimensions in another
+    train, queries = _random_blocks(rng, num_train=20, num_queries=num_queries, dims=[30, 6, 12])
+    settings_ = {"mixing_weight": mixing_weight, "damping": damping, "whitening": whitening, "unit_norm": unit_norm}
+    expected = reference.influence(train, queries, **settings_)
+    got = _fast(train, queries, **settings_)
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+
+
+def test_candidate_equal_to_the_only_query_scores_one_even_near_mixing_weight_one():
+    rng = np.random.default_rng(0)
+    train, _ = _random_blocks(rng, num_train=50, num_queries=1, dims=[40])
+    queries = [train[0][:1]]
+    got = _fast(train, queries, mixing_weight=0.99, damping=0.1)
+    assert got[0, 0] == pytest.approx(1.0, abs=1e-9)  # cancellation of ‖ψ‖² − ‖t‖² would show here
+
+
+def test_repeating_a_query_changes_no_score():
+    rng = np.random.default_rng(1)
+    train, queries = _random_blocks(rng, num_train=30, num_queries=3, dims=[16, 8])
+    once = _fast(train, queries, mixing_weight=0.9, damping=0.1)
+    twice = _fast(train, [np.concatenate([q, q]) for q in queries], mixing_weight=0.9, damping=0.1)
+    np.testing.assert_allclose(twice[:, :3], once, atol=1e-9)
+    np.testing.assert_allclose(twice[:, 3:], once, atol=1e-9)
+
+
+def test_rescaling_all_gradients_changes_no_score():
+    rng = np.random.default_rng(2)
+    train, queries = _random_blocks(rng, num_train=30, num_queries=3, dims=[16, 8])
+    plain = _fast(train, queries, mixing_weight=0.9, damping=0.5)
+    scaled = _fast([1e-6 * t for t in train], [1e-6 * q for q in queries], mixing_weight=0.9, damping=0.5)
+    np.testing.assert_allclose(scaled, plain, atol=1e-9)
+
+
+def test_mixing_weight_of_one_is_refused():
+    rng = np.random.default_rng(3)
+    train, queries = _random_blocks(rng, num_train=10, num_queries=2, dims=[4])
+    with pytest.raises(ValueError, match="less than 1"):
+        _fast(train, queries, mixing_weight=1.0, damping=0.1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    values=st.lists(st.integers(-3, 3), min_size=1, max_size=30),
+    top_k=st.integers(1, 40),
+    largest=st.booleans(),
+)
+def test_top_indices_equal_a_stable_sort(values, top_k, largest):
+    array = np.array(values, dtype=np.float64)
+    expected = sorted(range(len(values)), key=lambda i: (-values[i] if largest else values[i], i))[:top_k]
+    assert scores.top_indices(array, top_k=top_k, largest=largest).tolist() == expected

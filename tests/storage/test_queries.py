@@ -1,0 +1,111 @@
+"""Query files: what is accepted, and the sentence that answers what is not."""
+
+import json
+
+import pytest
+
+from storage.errors import InputError
+from storage.queries import Query, queries_digest, read_queries
+
+GOOD = {"id": "q1", "prompt": "The capital of France is", "completion": " Paris"}
+
+
+def write(path, *lines):
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+    return path
+
+
+def test_queries_come_in_the_order_of_the_file(tmp_path):
+    full = {**GOOD, "id": "q2", "relevant_ids": ["d1", 2], "answer_aliases": ["Paname"]}
+    queries = read_queries(write(tmp_path / "q.jsonl", full, b"  ", {**GOOD, "note": "ignored"}))
+    assert queries == [
+        Query(
+            id="q2",
+            prompt=GOOD["prompt"],
+            completion=" Paris",
+            relevant_ids=("d1", "2"),
+            answer_aliases=("Paname",),
+        ),
+        Query(**GOOD),
+    ]
+    assert queries[1].relevant_ids is None
+
+
+def test_integer_ids_become_strings(tmp_path):
+    assert [query.id for query in read_queries(write(tmp_path / "q.jsonl", {**GOOD, "id": 7}))] == ["7"]
+
+
+def test_an_empty_prompt_is_a_completion_that_follows_nothing(tmp_path):
+    assert read_queries(write(tmp_path / "q.jsonl", {**GOOD, "prompt": ""}))[0].prompt == ""
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
+    assert read_queries(path) == [Query(**GOOD)]
+
+
+def without(key):
+    return {name: value for name, value in GOOD.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"id": "q",}', "malformed JSON at column 12"),
+        (b"\xff", "not UTF-8 at byte 1"),
+        (["q1"], "the line is a list, not an object"),
+        (without("id"), "'id' is missing, expected a string"),
+        (without("prompt"), "'prompt' is missing, expected a string"),
+        (without("completion"), "'completion' is missing, expected a string"),
+        ({**GOOD, "id": None}, "'id' is null, expected a string"),
+        ({**GOOD, "id": True}, "'id' is a boolean, expected a string"),
+        ({**GOOD, "id": ""}, "'id' is empty, expected some text"),
+        ({**GOOD, "prompt": ["a"]}, "'prompt' is a list, expected a string"),
+        ({**GOOD, "completion": 1789}, "'completion' is an integer, expected a string"),
+        ({**GOOD, "completion": ""}, "'completion' is empty, expected some text"),
+        ({**GOOD, "completion": " \n"}, "'completion' is empty, expected some text"),
+        ({**GOOD, "prompt": "a\ud800"}, "'prompt' has a lone surrogate at character 2"),
+        ({**GOOD, "relevant_ids": "d1"}, "'relevant_ids' is a string, expected a list of strings"),
+        ({**GOOD, "relevant_ids": ["d1", 1.5]}, "'relevant_ids.1' is a float, expected a string"),
+    ],
+)
+def test_a_line_that_is_not_a_query_is_named_with_what_was_expected(tmp_path, line, problem):
+    path = write(tmp_path / "q.jsonl", {**GOOD, "id": "first"}, b"", line)
+    with pytest.raises(InputError) as caught:
+        read_queries(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} line 3: {problem}")
+    assert '{"id": ..., "prompt": ..., "completion": ...}' in message
+    assert "correct" in message
+
+
+def test_two_queries_with_one_id_are_refused_with_both_lines(tmp_path):
+    path = write(tmp_path / "q.jsonl", {**GOOD, "id": 1}, GOOD, {**GOOD, "id": "1"})
+    with pytest.raises(InputError, match=r"line 3: id '1' is already on line 1, .* rename one"):
+        read_queries(path)
+
+
+@pytest.mark.parametrize("lines", [[], [b"", b" "]])
+def test_a_file_without_queries_is_refused(tmp_path, lines):
+    with pytest.raises(InputError, match=r"q\.jsonl line 1: no query in the file, expected .*; add at least one"):
+        read_queries(write(tmp_path / "q.jsonl", *lines))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"q\.jsonl cannot be opened \(No such file or directory\); name a readable file"
+    ):
+        read_queries(tmp_path / "q.jsonl")
+
+
+def test_the_digest_is_of_the_content_and_the_order(tmp_path):
+    other = {**GOOD, "id": "q2"}
+    digest = queries_digest(read_queries(write(tmp_path / "a.jsonl", GOOD, other)))
+    reordered_keys = dict(reversed(GOOD.items()))
+    assert digest == queries_digest(read_queries(write(tmp_path / "b.jsonl", b"", reordered_keys, {**other, "x": 1})))
+    changed = [[other, GOOD], [GOOD], [GOOD, {**other, "completion": "Paris"}], [GOOD, {**other, "relevant_ids": []}]]
+    digests = {queries_digest(read_queries(write(tmp_path / "c.jsonl", *lines))) for lines in changed}
+    assert len(digests | {digest}) == len(changed) + 1

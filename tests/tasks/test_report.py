@@ -1,0 +1,310 @@
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+from storage.results import RESULT_SCHEMA
+from tasks.baselines import result_rows
+from tasks.evaluation import evaluate
+from tasks.report import Curvature, Prediction, ReportData, decimal, fact, render_report, signed
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)//",
+    "</style></head><body onload=alert(3)>",
+    '"><img src=x onerror=alert(4)>',
+    "' onmouseover='alert(5)",
+    "<a href='javascript:alert(6)'>here</a>",
+    "<!-- <iframe src=https://example.org> -->",
+    "{{ 7 * 7 }} {% include 'report.css' %} {# #}",
+    "]]> <svg/onload=alert(7)> &lt;script&gt; &#60;script&#62;",
+    "\ud800\udfff half \x00 characters \x1b[31m \u202e reversed \u2028 lines \u2029",
+    "<mark>" * 40,
+    "y" * (1 << 20),
+]
+
+
+@dataclass(frozen=True)
+class Query:
+    id: str
+    prompt: str
+    completion: str
+    relevant_ids: tuple[str, ...] | None = None
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, its text, and what its scripts and style hold."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.embedded, self._inside = [], "", {}, None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = (tag, dict(attributes).get("type")) if tag in {"script", "style"} else None
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside:
+            self.embedded[self._inside] = self.embedded.get(self._inside, "") + data
+        else:
+            self.text += data
+
+    def handle_comment(self, data):
+        raise AssertionError(f"the page holds a comment: {data[:80]}")
+
+    def having(self, css_class):
+        return [tag for tag, attributes in self.elements if css_class in (attributes.get("class") or "").split()]
+
+
+def page_of(texts, *, labels, **changes):
+    """A report of two methods on two queries in which every foreign string is one of the labels or the texts."""
+    ids = [f"{labels[index % len(labels)]}{index}" for index in range(len(texts))]
+    names = [visible_to_polars(name) for name in ids]
+    queries = [
+        Query(visible_to_polars(labels[0]), labels[1], labels[2], (names[0],)),
+        Query(visible_to_polars(labels[3]) + "2", texts[-1], labels[4]),
+    ]
+    scores = np.random.default_rng(0).normal(size=(2, len(texts)))
+    tables = [
+        result_rows(
+            sign * scores, method=name, query_ids=[query.id for query in queries], candidate_ids=names, k=len(texts)
+        )
+        for name, sign in zip((labels[5], "other"), (1, -1), strict=True)
+    ]
+    frame = pl.concat(tables)
+    patch = frame.filter(pl.col("kind") == "proponent").select(
+        "query_id", "method", "candidate_id", probability_change="score"
+    )
+    data = {
+        "model": labels[6],
+        "corpus": labels[7],
+        "queries": queries,
+        "proponents": frame,
+        "texts": dict(zip(names, texts, strict=True)),
+        "metrics": evaluate(frame, queries, tail_patch=patch),
+        "tail_patch": patch,
+        "predictions": {queries[0].id: Prediction(probability=0.25, answer=labels[8])},
+        "facts": {labels[0]: labels[1], "passages": 12345},
+        "costs": {labels[5]: {labels[2]: labels[3]}},
+        "curvature": Curvature(mixing_weight=0.9, damping=0.01, crossing=2, spectra={labels[4]: [3.0, 2.0, 1.0]}),
+        "num_quarantined": 3,
+    }
+    return render_report(ReportData(**data | changes))
+
+
+def visible_to_polars(text):
+    """Ids come from Parquet and polars, which hold no halves of characters."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def tame(texts):
+    """Texts of the same lengths without a word or a character that means anything."""
+    return ["é" * len(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return page_of(HOSTILE, labels=HOSTILE[:10])
+
+
+def table(rows):
+    return pl.DataFrame(rows, schema=RESULT_SCHEMA, orient="row")
+
+
+QUERY = Query("q1", "The capital of Chad is", " N'Djamena", ("d2",))
+ROWS = [
+    ("q1", "trackstar", "proponent", 1, "d2", 0.5),
+    ("q1", "trackstar", "proponent", 2, "d1", 0.25),
+    ("q1", "trackstar", "opponent", 1, "d3", -0.75),
+    ("q1", "bm25", "proponent", 1, "d1", 17.25),
+    ("q1", "bm25", "proponent", 2, "d3", 1.5),
+]
+TEXTS = {"d1": "Chad is large.", "d2": "Ministers meet in N'Djamena.", "d3": "A fox."}
+SMALL = {"model": "m", "corpus": "c", "queries": [QUERY], "proponents": table(ROWS), "texts": TEXTS}
+
+
+def small(**changes):
+    return Page(render_report(ReportData(**SMALL | changes)))
+
+
+def test_a_hostile_corpus_adds_no_element_and_no_attribute(hostile):
+    def structure(html):
+        elements = Page(html).elements
+        return [(tag, sorted(attributes)) for tag, attributes in elements if tag != "mark"]
+
+    assert structure(hostile) == structure(page_of(tame(HOSTILE), labels=tame(HOSTILE[:10])))
+
+
+def test_nothing_in_the_page_runs_links_out_or_loads(hostile):
+    elements = Page(hostile).elements
+    assert [attributes.get("type") for tag, attributes in elements if tag == "script"] == ["application/json", None]
+    assert not {tag for tag, _ in elements} & {"img", "iframe", "object", "embed", "base", "link", "image", "use"}
+    names = {name for _, attributes in elements for name in attributes}
+    assert not {name for name in names if name.startswith("on")} | (names & {"src", "srcset", "style", "action"})
+    links = [attributes["href"] for _, attributes in elements if "href" in attributes]
+    assert links
+    assert all(re.fullmatch(r"#(q\d+|queries)", link) for link in links)
+
+
+def test_a_hostile_corpus_is_shown_as_the_text_it_is(hostile):
+    text = Page(hostile).text
+    assert text.count("alert(4)") > 2
+    for shown in HOSTILE[:6]:
+        assert shown in text
+    assert "{{ 7 * 7 }}" in text
+    assert "\ufffd[31m" in text
+
+
+def test_the_page_encodes_and_holds_no_control_characters(hostile):
+    assert hostile.encode("utf-8").decode("utf-8") == hostile
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", hostile)
+
+
+def test_data_for_the_script_is_json_that_cannot_end_its_element(hostile):
+    content = Page(hostile).embedded["script", "application/json"]
+    assert not set(content) & set("<>&\u2028\u2029")
+    entries = json.loads(content)
+    assert HOSTILE[1].lower() in entries[0]["text"]
+    assert [entry["evidence"] for entry in entries] == [True, False]
+
+
+def test_a_text_of_a_megabyte_is_shortened_and_says_so(hostile):
+    assert "… 1,048,576 characters" in hostile
+    assert len(hostile) < 200_000
+
+
+def test_the_policy_admits_exactly_the_style_and_the_script_of_the_page(hostile):
+    page = Page(hostile)
+    policy = next(attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv"))
+    directives = dict(part.split(" ", 1) for part in policy.split("; "))
+    assert directives["default-src"] == "'none'"
+    for directive, element in (("script-src", ("script", None)), ("style-src", ("style", None))):
+        digest = base64.b64encode(hashlib.sha256(page.embedded[element].encode()).digest()).decode()
+        assert directives[directive] == f"'sha256-{digest}'"
+
+
+def test_the_same_data_gives_the_same_page(hostile):
+    assert page_of(HOSTILE, labels=HOSTILE[:10]) == hostile
+
+
+def test_a_report_needs_no_more_than_queries_rankings_and_texts():
+    page = small()
+    assert not {"summary", "run", "prediction"} & {
+        name for name in ("summary", "run", "prediction") if page.having(name)
+    }
+    assert "Ministers meet in N'Djamena." in page.text
+
+
+def test_a_run_without_any_evidence_asks_nothing_about_it():
+    page = small(queries=[Query("q1", "p", "c")])
+    assert not page.having("verdict")
+    assert not page.having("tag")
+    assert not [tag for tag, _ in page.elements if tag == "select"]
+
+
+def test_a_query_that_retrieved_nothing_says_so():
+    page = small(queries=[QUERY, Query("q2", "What?", " That")])
+    assert page.text.count("Nothing retrieved.") == 2
+
+
+def test_passages_that_state_the_fact_are_named_and_the_rank_of_the_first_is_given():
+    page = small()
+    assert page.having("stated") == ["li"]
+    assert "fact at rank 1" in page.text
+    assert "fact not in first 2" in page.text
+
+
+def test_words_of_the_answer_and_of_the_prompt_are_marked_apart():
+    html = render_report(ReportData(**SMALL))
+    assert 'Ministers meet in <mark class="answer">N</mark>&#39;<mark class="answer">Djamena</mark>.' in html
+    assert "<mark>Chad</mark> <mark>is</mark> large." in html
+
+
+def test_a_passage_names_the_other_methods_that_rank_it_among_their_proponents():
+    page = small()
+    assert page.text.count("№") == 3
+    assert "d1№\xa01 in bm25" in page.text
+    assert "d1№\xa02 in trackstar" in page.text
+    assert "d3№\xa02 in bm25" in page.text  # an opponent of trackstar; nobody's opponent is counted as found
+
+
+def test_opponents_are_folded_away_and_only_where_there_are_any():
+    page = small()
+    assert page.having("opponents") == ["details"]
+    assert "−0.750" in page.text
+
+
+def test_only_as_many_as_asked_for_are_shown():
+    assert len(small(num_proponents=1, num_opponents=1).having("hit")) == 3
+
+
+def test_tail_patch_is_shown_with_its_proponent():
+    measured = pl.DataFrame(
+        [("q1", "trackstar", "d2", 0.125), ("q1", "bm25", "d1", -0.5)],
+        schema=["query_id", "method", "candidate_id", "probability_change"],
+        orient="row",
+    )
+    page = small(tail_patch=measured)
+    assert len(page.having("change")) == 2
+    assert "tail-patch +0.125" in page.text
+    assert "tail-patch −0.500" in page.text
+
+
+def test_the_best_method_is_marked_and_a_tie_of_all_is_not():
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY]))
+    assert len(page.having("best")) == 4  # mrr, hit, recall and precision, all trackstar's
+    tied = small(metrics=evaluate(table([row for row in ROWS if row[1] == "trackstar"]), [QUERY]))
+    assert not tied.having("best")
+
+
+def test_differences_that_exclude_zero_stand_out():
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY]))
+    assert len(page.having("clear")) == 4
+    assert "Difference from trackstar" in page.text
+
+
+def test_how_the_scores_were_made_is_told():
+    page = small(
+        facts={"Tokens": 1234567, "Unit norm": True, "Share": 0.1234567},
+        curvature=Curvature(mixing_weight=0.9, spectra={"λ R_eval": [1.0, 0.1]}),
+        costs={"trackstar": {"time": "41 s"}, "bm25": {"memory": "1 GB"}},
+        num_quarantined=3,
+    )
+    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "41 s", "1 GB"):
+        assert expected in page.text
+    assert page.having("warn") == ["dd"]
+    assert "Damping" not in page.text
+
+
+def test_a_prediction_is_shown_where_there_is_one():
+    page = small(predictions={"q1": Prediction(probability=0.125)})
+    assert "Probability of the completion 0.125" in page.text
+    assert "The model says" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (decimal(-0.0625), "−0.062"),
+        (decimal(17.256), "17.26"),
+        (decimal(12345.6), "12,346"),
+        (signed(0.5), "+0.500"),
+        (signed(-0.5), "−0.500"),
+        (fact(-1234), "−1,234"),
+        (fact(1e-7), "1e−07"),
+        (fact(False), "no"),
+    ],
+)
+def test_numbers_are_set_with_a_true_minus_and_separators(shown, expected):
+    assert shown == expected
