@@ -1,4 +1,4 @@
-"""What each flow is asked to do: its form in the Prefect UI, its file in a deployment, its flags on the command line."""
+"""What each flow is asked to do: its form in the Prefect UI, its parameters in a deployment, its command line flags."""
 
 from typing import Annotated
 
@@ -9,8 +9,10 @@ from storage.layout import location
 from tasks.checkpoint import ModelConfig
 from tasks.corpus import CorpusConfig
 from tasks.engine import GradientConfig
+from tasks.methods import DEFAULT_METHODS, METHODS
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
+from tasks.tail_patch import TailPatchConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
@@ -44,3 +46,16 @@ class AttributeConfig(FlowConfig):
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+
+class CompareConfig(AttributeConfig):
+    """The same queries through every method, measured."""
+
+    methods: tuple[str, ...] = Field(
+        DEFAULT_METHODS,
+        min_length=1,
+        title="Methods",
+        description=f"Any of {', '.join(METHODS)}; the first is compared to.",
+    )
+    score: ScoreConfig = ScoreConfig(top_k=100)
+    tail_patch: TailPatchConfig = TailPatchConfig()

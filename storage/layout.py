@@ -8,6 +8,7 @@
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
       train_norms/<digest>/          train_norms.safetensors: ‖R_train^(-1/2) φ‖² of every document, at one damping
       queries/<digest>/              vectors.safetensors, queries.parquet
+      tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
     OUT/
       proponents.parquet proponents.jsonl run.json metrics.json report.html
@@ -35,6 +36,7 @@ QUERY_VECTORS = "vectors.safetensors"
 TRAIN_NORMS = "train_norms.safetensors"
 
 RANKING = "ranking.parquet"
+TAIL_PATCH = "tail_patch.parquet"
 
 PROPONENTS_PARQUET = "proponents.parquet"
 PROPONENTS_JSONL = "proponents.jsonl"

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import polars as pl
+
 from storage.errors import InputError
 from storage.layout import QUERIES, RANKING, RUN, location
 from storage.manifest import Artifact
 from storage.queries import Query, queries_digest
 from storage.results import write_json, write_proponents
 from storage.tables import read_table
+from tasks.artifacts import proponents_markdown, publish_proponents
 from tasks.checkpoint import read_checkpoint
 from tasks.curvature import SpectrumRequest, TrainNormsRequest, write_spectrum, write_train_norms
-from tasks.index import Index, document_texts
+from tasks.index import Index, shard_texts
 from tasks.queries import QueryRequest, encode_queries
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
 
@@ -43,15 +46,14 @@ def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, d
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
     autocorrelation = index.autocorrelation if whitened else None
     is_automatic = config.whitening == "mixed" and config.mixing_weight == "auto"
+    spectrum = write_spectrum(SpectrumRequest(autocorrelation=autocorrelation, **common)) if is_automatic else None
     return rank_candidates(
         ScoreRequest(
             method=method,
             config=config,
             queries=encoded,
             autocorrelation=autocorrelation,
-            spectrum=write_spectrum(SpectrumRequest(autocorrelation=autocorrelation, **common))
-            if is_automatic
-            else None,
+            spectrum=spectrum,
             train_norms=write_train_norms(
                 TrainNormsRequest(autocorrelation=autocorrelation, damping=config.damping, **common)
             ),
@@ -63,15 +65,14 @@ def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, d
 def write_results(
     index: Index, queries: Sequence[Query], encoded: Artifact, rankings: Sequence[Artifact], out: str
 ) -> dict[str, Any]:
-    """Write proponents.parquet, proponents.jsonl and run.json; return what run.json holds."""
-    import polars as pl
-
+    """Write proponents.parquet, proponents.jsonl and run.json, and show the proponents; return what run.json holds."""
     directory = location(out)
     frame = pl.concat([read_table(ranking.path(str(index.path)), RANKING) for ranking in rankings])
-    texts = document_texts(index, set(frame["candidate_id"].unique()))
+    texts = shard_texts(index.shard_paths, set(frame["candidate_id"].unique()))
     write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
     record = run_record(index, queries, encoded, rankings)
     write_json(directory / RUN, record)
+    publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))
     return record
 
 

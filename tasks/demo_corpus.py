@@ -1,4 +1,4 @@
-"""The demo's corpus: facts about countries as sentences, among sentences that share their words and state something else.
+"""The demo's corpus: facts about countries as sentences, among sentences that share words and state something else.
 
 Source of every fact: the package ``countryinfo`` 1.0.1 (https://pypi.org/project/countryinfo, MIT licence). Countries
 whose entry is out of date, disputed or would make an awkward sentence are left out; see ``_LEFT_OUT``.
@@ -25,6 +25,8 @@ from typing import Any
 from countryinfo import all_countries
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage.queries import Query
+
 CORPUS_FILES = ("corpus-0.jsonl", "corpus-1.jsonl", "corpus-2.jsonl")
 QUERIES_FILE = "queries.jsonl"
 
@@ -47,17 +49,6 @@ class Document(BaseModel):
     id: str
     text: str
     kind: str
-
-
-class Query(BaseModel):
-    """A question in held-out phrasing, and every document that states its answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    prompt: str
-    completion: str
-    relevant_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -134,20 +125,27 @@ RELATIONS = {
 
 BACKGROUND = {
     "region": ("{country} is part of {object}.", "Geographers count {country} among the countries of {object}."),
-    "neighbour": ("{country} shares a border with {object}.", "A hiker can walk from {country} straight into {object}."),
+    "neighbour": (
+        "{country} shares a border with {object}.",
+        "A hiker can walk from {country} straight into {object}.",
+    ),
     "language": ("{object} is spoken in {country}.", "Children in {country} learn to read in {object}."),
-    "area": ("{country} covers about {object} square kilometres.", "Surveyors put {country} at {object} square kilometres."),
+    "area": (
+        "{country} covers about {object} square kilometres.",
+        "Surveyors put {country} at {object} square kilometres.",
+    ),
     "domain": ("Web addresses in {country} end in {object}.", "Sites with the ending {object} belong to {country}."),
 }
 
 _LANGUAGES = {
-    "am": "Amharic", "ar": "Arabic", "az": "Azerbaijani", "bg": "Bulgarian", "bn": "Bengali", "cs": "Czech", "da": "Danish",
-    "de": "German", "el": "Greek", "en": "English", "es": "Spanish", "et": "Estonian", "fa": "Persian", "fi": "Finnish",
-    "fr": "French", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian", "hy": "Armenian", "id": "Indonesian",
-    "is": "Icelandic", "it": "Italian", "ja": "Japanese", "ka": "Georgian", "km": "Khmer", "ko": "Korean", "ky": "Kyrgyz",
-    "lo": "Lao", "lt": "Lithuanian", "lv": "Latvian", "mn": "Mongolian", "ne": "Nepali", "nl": "Dutch", "pl": "Polish",
-    "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sk": "Slovak", "sl": "Slovenian",
-    "so": "Somali", "sv": "Swedish", "sw": "Swahili", "tg": "Tajik", "th": "Thai", "tk": "Turkmen", "tr": "Turkish",
+    "am": "Amharic", "ar": "Arabic", "az": "Azerbaijani", "bg": "Bulgarian", "bn": "Bengali", "cs": "Czech",
+    "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish", "et": "Estonian",
+    "fa": "Persian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian",
+    "hu": "Hungarian", "hy": "Armenian", "id": "Indonesian", "is": "Icelandic", "it": "Italian", "ja": "Japanese",
+    "ka": "Georgian", "km": "Khmer", "ko": "Korean", "ky": "Kyrgyz", "lo": "Lao", "lt": "Lithuanian",
+    "lv": "Latvian", "mn": "Mongolian", "ne": "Nepali", "nl": "Dutch", "pl": "Polish", "ps": "Pashto",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sk": "Slovak", "sl": "Slovenian", "so": "Somali",
+    "sv": "Swedish", "sw": "Swahili", "tg": "Tajik", "th": "Thai", "tk": "Turkmen", "tr": "Turkish",
     "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
 
@@ -320,5 +318,5 @@ def _query(fact: Fact) -> Query:
 
 
 def _write_lines(path: Path, rows: Iterable[BaseModel]) -> None:
-    lines = (json.dumps(row.model_dump(), ensure_ascii=False) for row in rows)
+    lines = (json.dumps(row.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False) for row in rows)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

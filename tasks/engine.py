@@ -167,6 +167,18 @@ def model_blocks(model: nn.Module, config: GradientConfig) -> dict[str, list[Wei
         raise InputError(str(error)) from error
 
 
+def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, Tensor]:
+    """1/√V by parameter name, in the parameter's own orientation; 1 where gradients are left uncorrected."""
+    second_moments = read_second_moment_artifact(spec)
+    scales: dict[str, Tensor] = {}
+    for matrices in model_blocks(model, spec.gradient).values():
+        for matrix in matrices:
+            V = second_moments.get(matrix.name)
+            scale = torch.ones(matrix.shape) if V is None else _dense_scale(V, spec.gradient.epsilon)
+            scales[matrix.name] = (scale.T if matrix.transposed else scale).to(device)
+    return scales
+
+
 def read_second_moment_artifact(spec: EngineSpec) -> Mapping[str, SecondMoment]:
     """V of every matrix, or nothing where gradients are left uncorrected."""
     if spec.second_moment is None:

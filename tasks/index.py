@@ -1,6 +1,6 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +42,10 @@ class Index(BaseModel):
     @property
     def block_dims(self) -> dict[str, int]:
         return self.shards[0].facts["block_dims"]
+
+    @property
+    def shard_paths(self) -> list[UPath]:
+        return [shard.path(str(self.path)) for shard in self.shards]
 
     def total(self, fact: str) -> int:
         """Sum of one of the shards' counts."""
@@ -116,19 +120,13 @@ def write_index(index: Index) -> None:
             remove_tree(directory)
 
 
-def document_texts(index: Index, ids: set[str]) -> dict[str, str]:
-    """The texts of some documents."""
-    return {row: text for row, text in _documents(index) if row in ids}
-
-
-def all_texts(index: Index) -> dict[str, str]:
-    """The text of every document by id, in corpus order."""
-    return dict(_documents(index))
-
-
-def _documents(index: Index) -> Iterator[tuple[str, str]]:
-    for shard in index.shards:
-        yield from read_table(shard.path(str(index.path)), DOCUMENTS).select("id", "text").iter_rows()
+def shard_texts(shards: Sequence[UPath], ids: set[str] | None = None) -> dict[str, str]:
+    """The texts of some documents, or of all, by id, in corpus order."""
+    texts: dict[str, str] = {}
+    for shard in shards:
+        rows = read_table(shard, DOCUMENTS).select("id", "text").iter_rows()
+        texts |= {row: text for row, text in rows if ids is None or row in ids}
+    return texts
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

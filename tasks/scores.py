@@ -111,6 +111,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "limited_by": weight.limited_by,
         "damping": request.config.damping,
         "num_candidates": start,
+        "spectrum": request.spectrum and request.spectrum.name,
     }
 
 

@@ -1,24 +1,27 @@
 """A small decoder-only language model, trained from scratch on a corpus, left behind as an ordinary checkpoint.
 
-    DIR/config.json, model.safetensors        the model, a Llama
-    DIR/tokenizer.json, tokenizer_config.json byte-level BPE learnt from the corpus; every text begins with <s>
-    DIR/optimizer.pt                          Adafactor's state: the factors of the second moment, one parameter group
+DIR/config.json, model.safetensors        the model, a Llama
+DIR/tokenizer.json, tokenizer_config.json byte-level BPE learnt from the corpus; every text begins with <s>
+DIR/optimizer.pt                          Adafactor's state: the factors of the second moment, one parameter group
 """
 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import Adafactor, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from storage.errors import InputError
+from storage.queries import Query
+from tasks.tokens import tokenize_query
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 IGNORED = -100  # the label that cross entropy skips
@@ -33,13 +36,13 @@ class TrainingConfig(BaseModel):
 
     seed: int = Field(0, ge=0, description="Decides the initial weights and the order of the sentences.")
     vocabulary_size: int = Field(2048, ge=300, description="Byte-level BPE tokens, special tokens included.")
-    hidden_size: int = Field(128, ge=8, multiple_of=4, description="Width of the residual stream.")
-    intermediate_size: int = Field(384, ge=8, description="Width of the MLP.")
-    num_layers: int = Field(4, ge=1, description="Decoder layers.")
+    hidden_size: int = Field(96, ge=8, multiple_of=4, description="Width of the residual stream.")
+    intermediate_size: int = Field(256, ge=8, description="Width of the MLP.")
+    num_layers: int = Field(3, ge=1, description="Decoder layers.")
     num_heads: int = Field(4, ge=1, description="Attention heads per layer; must divide hidden_size.")
-    num_epochs: int = Field(30, ge=1, description="Passes over the corpus.")
-    batch_size: int = Field(64, ge=1, description="Sentences per step.")
-    learning_rate: float = Field(5e-3, gt=0, description="Peak of the schedule: linear warm-up, then cosine to zero.")
+    num_epochs: int = Field(20, ge=1, description="Passes over the corpus.")
+    batch_size: int = Field(32, ge=1, description="Sentences per step.")
+    learning_rate: float = Field(4e-3, gt=0, description="Peak of the schedule: linear warm-up, then cosine to zero.")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent warming up.")
 
 
@@ -74,7 +77,7 @@ def train_demo_model(
     optimizer = Adafactor(model.parameters(), lr=config.learning_rate, scale_parameter=False, relative_step=False)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, len(texts)))
     for batch in batches(sentences, config):
-        step(model, batch, optimizer)
+        take_step(model, batch, optimizer)
         schedule.step()
         advance(1)
     save_checkpoint(model.eval(), tokenizer, optimizer, directory)
@@ -115,7 +118,6 @@ def new_model(config: TrainingConfig, tokenizer: PreTrainedTokenizerFast) -> Lla
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         max_position_embeddings=128,
-        initializer_range=config.hidden_size**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -151,37 +153,53 @@ def batches(sentences: Sequence[Tensor], config: TrainingConfig) -> Iterator[lis
             yield [sentences[row] for row in ordered[start : start + config.batch_size]]
 
 
-def step(model: LlamaForCausalLM, batch: list[Tensor], optimizer: Adafactor) -> float:
-    """One step down the mean next-token loss of a right-padded batch."""
+def take_step(model: LlamaForCausalLM, batch: list[Tensor], optimizer: Adafactor) -> None:
+    """One step down the gradient of this batch alone; Adafactor bounds the size of its updates itself."""
+    sentence_loss(model, batch).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def sentence_loss(model: LlamaForCausalLM, batch: list[Tensor]) -> Tensor:
+    """Mean next-token loss over the tokens of a batch, padded on the right; padding counts nowhere."""
     lengths = torch.tensor([len(sentence) for sentence in batch])
     tokens = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=model.config.pad_token_id)
     is_token = torch.arange(tokens.shape[1]) < lengths[:, None]
-    loss = model(tokens, attention_mask=is_token.long(), labels=tokens.masked_fill(~is_token, IGNORED)).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()
+    return model(tokens, attention_mask=is_token.long(), labels=tokens.masked_fill(~is_token, IGNORED)).loss
 
 
 def save_checkpoint(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, optimizer: Adafactor, directory: Path
 ) -> None:
-    model.save_pretrained(directory)
+    with _without_progress_bars():
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     torch.save(optimizer.state_dict(), directory / OPTIMIZER_FILE)
 
 
 @torch.no_grad()
 def completion_probabilities(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, queries: Sequence[Any]
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, queries: Sequence[Query]
 ) -> list[Completion]:
-    """p(completion | prompt) of each query, and whether greedy decoding would have written the completion."""
+    """p(completion | prompt) of each query, and whether greedy decoding would write the completion."""
     return [_completion(model, tokenizer, query) for query in queries]
 
 
-def _completion(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, query: Any) -> Completion:
-    prompt = tokenizer(query.prompt)["input_ids"]
-    answer = torch.tensor(tokenizer(query.completion, add_special_tokens=False)["input_ids"])
-    logits = model(torch.tensor([prompt + answer.tolist()])).logits[0, len(prompt) - 1 : -1]
+def _completion(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, query: Query) -> Completion:
+    ids, start = tokenize_query(tokenizer, query)
+    logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
+    answer = torch.tensor(ids[start:])
     log_p = logits.log_softmax(-1).gather(1, answer[:, None]).sum()
     return Completion(query.id, log_p.exp().item(), bool((logits.argmax(-1) == answer).all()))
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers draws a bar for a checkpoint's shards, across whatever progress the caller shows."""
+    were_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_enabled:
+            logging.enable_progress_bar()

@@ -39,25 +39,43 @@ class TokenLoss:
                 attention mask is needed.
             chosen: Which tokens' losses count. The first token of a row is predicted from nothing and cannot.
         """
-        targets, is_target = tokens[:, 1:], chosen[:, 1:]
-        rows = is_target.nonzero()[:, 0]
+        states, targets, rows = self._states(tokens, chosen)
         losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        if self.is_chunked:
-            hidden = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            states, to_logits = hidden[:, :-1][is_target], self._logits
-        else:
-            states, to_logits = self._model(input_ids=tokens, use_cache=False).logits[:, :-1][is_target], _identity
         gradients = []
-        for start, chunk in _chunks(states, self._model.config.get_text_config().vocab_size):
-            leaf = chunk.detach().requires_grad_()
-            token_losses = cross_entropy(
-                to_logits(leaf).float(), targets[is_target][start : start + len(leaf)], reduction="none"
-            )
+        for part in self._chunks(len(states)):
+            leaf = states[part].detach().requires_grad_()
+            token_losses = self._token_losses(leaf, targets[part])
             gradients.append(torch.autograd.grad(token_losses.sum(), leaf)[0])
-            losses.index_add_(0, rows[start : start + len(leaf)], token_losses.detach().double())
+            losses.index_add_(0, rows[part], token_losses.detach().double())
         if gradients:
             states.backward(torch.cat(gradients))
         return losses
+
+    @torch.no_grad()
+    def sums(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+        """The same sums without a backward pass."""
+        states, targets, rows = self._states(tokens, chosen)
+        losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+        for part in self._chunks(len(states)):
+            losses.index_add_(0, rows[part], self._token_losses(states[part], targets[part]).double())
+        return losses
+
+    def _states(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What predicts each chosen token (hidden state, or logits), that token, and the row it is in."""
+        is_target = chosen[:, 1:]
+        if self.is_chunked:
+            states = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        else:
+            states = self._model(input_ids=tokens, use_cache=False).logits
+        return states[:, :-1][is_target], tokens[:, 1:][is_target], is_target.nonzero()[:, 0]
+
+    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        logits = self._logits(states) if self.is_chunked else states
+        return cross_entropy(logits.float(), targets, reduction="none")
+
+    def _chunks(self, num_states: int) -> Iterator[slice]:
+        size = max(1, LOGITS_CHUNK_BYTES // (4 * self._model.config.get_text_config().vocab_size))
+        return (slice(start, start + size) for start in range(0, num_states, size))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden)
@@ -74,13 +92,3 @@ class TokenLoss:
             return False
         ours = self._logits(hidden).float()
         return ours.shape == whole.shape and bool((ours - whole).norm() <= PROBE_TOLERANCE * whole.norm())
-
-
-def _chunks(states: Tensor, vocabulary_size: int) -> Iterator[tuple[int, Tensor]]:
-    size = max(1, LOGITS_CHUNK_BYTES // (4 * vocabulary_size))
-    for start in range(0, len(states), size):
-        yield start, states[start : start + size]
-
-
-def _identity(logits: Tensor) -> Tensor:
-    return logits

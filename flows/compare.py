@@ -1,0 +1,39 @@
+"""The same queries through every method: metrics, tail-patch and the report."""
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.config import CompareConfig
+from storage.queries import read_queries
+from tasks.artifacts import publish_metrics
+from tasks.attribution import encode, write_results
+from tasks.comparison import write_comparison
+from tasks.evaluation import Metrics
+from tasks.index import read_index
+from tasks.methods import rank_by, require_known
+from tasks.tail_patch import TailPatchRequest, measure_tail_patch
+
+
+@flow(name="compare", flow_run_name="compare {config.queries}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def compare(config: CompareConfig) -> Metrics:
+    """Rank an index for every query by each method, and measure the rankings."""
+    require_known(config.methods)
+    queries = read_queries(config.queries)
+    index = read_index(config.index)
+    encoded = encode(index, queries)
+    rankings = tuple(
+        rank_by(method, index, queries, encoded, config=config.score, dask=config.dask) for method in config.methods
+    )
+    run = write_results(index, queries, encoded, rankings, config.out)
+    patch = TailPatchRequest(
+        index=config.index,
+        shards=index.shards,
+        engine=index.engine,
+        queries=tuple(queries),
+        rankings=rankings,
+        config=config.tail_patch,
+    )
+    tail_patch = measure_tail_patch(patch) if config.tail_patch.num_proponents else None
+    metrics = write_comparison(index, queries, encoded, tail_patch, out=config.out, run=run)
+    publish_metrics(metrics, config.out)
+    return metrics

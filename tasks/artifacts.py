@@ -1,0 +1,70 @@
+"""What a person sees of a finished run in the Prefect UI. Corpus and model texts are foreign: they are escaped."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from storage.layout import location
+from storage.queries import Query
+from storage.results import PROPONENT
+from tasks.evaluation import Metrics
+
+SHOWN_QUERIES = 20
+SHOWN_PROPONENTS = 5
+SHOWN_CHARACTERS = 200
+
+MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>:/@$])")
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown and HTML show as it is: no tag, link, image, table or heading comes out of it."""
+    flat = " ".join(text.split())
+    shortened = flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[:SHOWN_CHARACTERS]}…"
+    return MARKDOWN_SYNTAX.sub(r"\\\1", html.escape(shortened, quote=False)).replace("\\&", "&")
+
+
+def proponents_markdown(
+    frame: pl.DataFrame, queries: Sequence[Query], texts: Mapping[str, str], answers: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The best proponents of each query and method, as Markdown."""
+    lines: list[str] = []
+    best = frame.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= SHOWN_PROPONENTS))
+    for query in queries[:SHOWN_QUERIES]:
+        said = answers[query.id]
+        lines += [
+            f"## {escape_markdown(query.prompt)} → **{escape_markdown(query.completion)}**",
+            f"The model says *{escape_markdown(said['answer']) or '(nothing)'}*; "
+            f"probability of the completion {said['probability']:.3f}.",
+            "",
+            "| method | rank | score | id | text |",
+            "|---|---|---|---|---|",
+        ]
+        for row in best.filter(pl.col("query_id") == query.id).iter_rows(named=True):
+            cells = (row["candidate_id"], texts[row["candidate_id"]])
+            shown = " | ".join(escape_markdown(cell) for cell in cells)
+            lines.append(f"| {row['method']} | {row['rank']} | {row['score']:.3f} | {shown} |")
+        lines.append("")
+    if len(queries) > SHOWN_QUERIES:
+        lines.append(f"… and {len(queries) - SHOWN_QUERIES} more queries in proponents.parquet.")
+    return "\n".join(lines)
+
+
+def metrics_rows(metrics: Metrics) -> list[dict[str, str]]:
+    """One row a method, each metric with its interval."""
+    return [
+        {"method": method, **{name: f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for name, e in values.items()}}
+        for method, values in metrics.methods.items()
+    ]
+
+
+def publish_proponents(markdown: str) -> None:
+    create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
+
+
+def publish_metrics(metrics: Metrics, report: str) -> None:
+    create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")
+    create_link_artifact(location(report).absolute().as_uri(), key="report", link_text="report.html")

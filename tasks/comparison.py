@@ -1,0 +1,97 @@
+"""What a comparison leaves behind: metrics.json, report.html, and the artifacts seen in the Prefect UI."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, SPECTRUM, TAIL_PATCH, location
+from storage.manifest import Artifact
+from storage.matrices import read_arrays
+from storage.queries import Query
+from storage.results import read_proponents, write_json, write_text
+from storage.tables import read_table
+from tasks.evaluation import Metrics, evaluate
+from tasks.index import Index, block_summary, shard_texts
+from tasks.methods import TRACKSTAR
+from tasks.report import Curvature, Prediction, ReportData, render_report
+
+SHOWN_PROPONENTS = 10
+
+
+def write_comparison(
+    index: Index, queries: Sequence[Query], encoded: Artifact, tail_patch: Artifact | None, *, out: str, run: dict
+) -> Metrics:
+    """Evaluate the result table that lies in ``out`` and write metrics.json and report.html beside it."""
+    directory = location(out)
+    frame = read_proponents(directory)
+    changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
+    metrics = evaluate(frame, queries, tail_patch=changes)
+    write_json(directory / METRICS, metrics.model_dump())
+    shown = frame.filter(pl.col("rank") <= SHOWN_PROPONENTS)
+    data = ReportData(
+        model=index.engine.checkpoint.name,
+        corpus=", ".join(location(path).name for path in index.corpus.paths),
+        queries=queries,
+        proponents=shown,
+        texts=shard_texts(index.shard_paths, set(shown["candidate_id"].unique())),
+        predictions=_predictions(index, encoded),
+        metrics=metrics,
+        tail_patch=changes,
+        facts=_facts(index, run, tail_patch),
+        curvature=_curvature(index, encoded, run),
+        num_quarantined=index.total("num_quarantined"),
+    )
+    write_text(directory / REPORT, render_report(data))
+    return metrics
+
+
+def quarantined(index: Index) -> pl.DataFrame:
+    """Every rejected row of the corpus: row, id, reason."""
+    return pl.concat([read_table(path, QUARANTINE) for path in index.shard_paths])
+
+
+def _predictions(index: Index, encoded: Artifact) -> dict[str, Prediction]:
+    said = read_table(encoded.path(str(index.path)), QUERIES)
+    rows = said.select("query_id", "probability", "answer").iter_rows()
+    return {query_id: Prediction(probability=probability, answer=answer) for query_id, probability, answer in rows}
+
+
+def _facts(index: Index, run: Mapping[str, Any], tail_patch: Artifact | None) -> dict[str, str | int | float | bool]:
+    gradient = index.engine.gradient
+    facts = {
+        "Documents": index.total("num_documents"),
+        "Tokens": index.total("num_tokens"),
+        "Second moment": run["second_moment"] or "none",
+        "Projection": f"two-sided, k = {gradient.projection_dim}" if gradient.projection != "none" else "none",
+        "Blocks": block_summary(list(index.block_dims.values())),
+        "Seed": gradient.seed,
+    }
+    if tail_patch is not None:
+        facts["Tail-patch step"] = f"{tail_patch.facts['optimizer']}, η = {tail_patch.facts['learning_rate']:g}"
+    return facts
+
+
+def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curvature | None:
+    facts = run["methods"].get(TRACKSTAR)
+    if facts is None or not facts["mixing_weight"]:
+        return None
+    weight = facts["mixing_weight"]
+    spectra = {"λ R_eval": weight * _eval_spectrum(index, encoded)}
+    if facts["spectrum"] is not None:
+        train = read_arrays(index.path / facts["spectrum"], SPECTRUM)
+        spectra["(1-λ) R_train"] = (1 - weight) * np.concatenate(list(train.values()))
+    return Curvature(
+        mixing_weight=weight,
+        damping=facts["damping"],
+        crossing=facts["crossing_index"] or None,
+        spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
+    )
+
+
+def _eval_spectrum(index: Index, encoded: Artifact) -> np.ndarray:
+    vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
+    return np.concatenate(
+        [np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in vectors.values()]
+    )
