@@ -1,0 +1,273 @@
+"""``trackstar``: each command runs one flow with the parameters the flow's deployment takes.
+
+Exit codes: 0 done, 2 the input or the arguments are wrong (one line says which and what to do), 1 anything else.
+torch and Prefect are imported by the commands that need them, so that help answers at once.
+"""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="trackstar",
+    help="Which training examples most influenced this prediction?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+
+# Prefect without a server: generous for a busy machine, silent towards the network.
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
+QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
+OutOption = Annotated[str, typer.Option("--out", help="Directory for the results.")]
+TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Proponents and opponents of a query; 0: all.")]
+MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at least 0 and less than 1, or auto.")]
+WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
+DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
+UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
+DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
+
+
+@app.command()
+def index(
+    checkpoint: Annotated[str, typer.Option(help="Directory of a Hugging Face checkpoint.")],
+    index: IndexOption,
+    corpus: Annotated[list[str], typer.Option(help="Files or directories, one or more.")],
+    second_moment: Annotated[str, typer.Option(help="auto, factored, full, estimated or none.")] = "auto",
+    projection: Annotated[str, typer.Option(help="two_sided or none.")] = "two_sided",
+    projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    num_layer_blocks: Annotated[int, typer.Option(min=1, help="Groups of layers, two blocks each.")] = 8,
+    pooling: Annotated[str, typer.Option(help="sum or concatenate a block's matrices.")] = "sum",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the projections.")] = 0,
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    id_column: Annotated[str, typer.Option(help="Column with the id.")] = "id",
+    shard_size: Annotated[int, typer.Option(min=1, help="Documents of a task run.")] = 2048,
+    token_budget: Annotated[int, typer.Option(min=16, help="Tokens of a batch.")] = 4096,
+    context_tokens: Annotated[int | None, typer.Option(min=2, help="Longest window; default: the model's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
+    store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    dask: DaskOption = "local",
+) -> None:
+    """Checkpoint and corpus to an index: the projected gradient of every document, V and R_train."""
+    _prepare()
+    from flows.config import IndexConfig
+    from flows.index import index as flow
+    from flows.summary import index_table
+
+    config = IndexConfig.model_validate(
+        {
+            "checkpoint": checkpoint,
+            "index": index,
+            "corpus": {
+                "paths": corpus,
+                "text_column": text_column,
+                "id_column": id_column,
+                "shard_size": shard_size,
+            },
+            "model": {
+                "dtype": dtype,
+                "device": device,
+                "context_tokens": context_tokens,
+                "token_budget": token_budget,
+                "trust_remote_code": trust_remote_code,
+            },
+            "gradient": {
+                "projection": projection,
+                "projection_dim": projection_dim,
+                "num_layer_blocks": num_layer_blocks,
+                "pooling": pooling,
+                "seed": seed,
+            },
+            "second_moment": {"mode": second_moment, "seed": seed},
+            "store_dtype": store_dtype,
+            "dask": dask,
+        }
+    )
+    console.print(index_table(_run(flow, config)))
+
+
+@app.command()
+def attribute(
+    index: IndexOption,
+    queries: QueriesOption,
+    out: OutOption,
+    top_k: TopKOption = 10,
+    mixing_weight: MixingWeightOption = "auto",
+    whitening: WhiteningOption = "mixed",
+    damping: DampingOption = 0.1,
+    unit_norm: UnitNormOption = True,
+    dask: DaskOption = "local",
+) -> None:
+    """Queries to proponents and opponents: proponents.parquet, proponents.jsonl and run.json."""
+    _prepare()
+    from flows.attribute import attribute as flow
+    from flows.config import AttributeConfig
+    from flows.summary import attribution_table
+
+    score = _score(top_k, mixing_weight, whitening, damping, unit_norm)
+    config = AttributeConfig.model_validate(
+        {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
+    )
+    _run(flow, config)
+    console.print(attribution_table(config))
+
+
+@app.command()
+def compare(
+    index: IndexOption,
+    queries: QueriesOption,
+    out: OutOption,
+    methods: Annotated[str, typer.Option(help="Comma-separated; differences are against the first.")] = "",
+    top_k: TopKOption = 100,
+    mixing_weight: MixingWeightOption = "auto",
+    whitening: WhiteningOption = "mixed",
+    damping: DampingOption = 0.1,
+    unit_norm: UnitNormOption = True,
+    tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
+    tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 1e-3,
+    dask: DaskOption = "local",
+) -> None:
+    """The same queries through every method: metrics.json and report.html."""
+    _prepare()
+    from flows.compare import compare as flow
+    from flows.config import CompareConfig
+    from flows.summary import metrics_table
+
+    values: dict[str, Any] = {
+        "index": index,
+        "queries": queries,
+        "out": out,
+        "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
+        "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
+        "dask": dask,
+    }
+    if methods:
+        values["methods"] = [name.strip() for name in methods.split(",")]
+    config = CompareConfig.model_validate(values)
+    console.print(metrics_table(_run(flow, config)))
+    console.print(f"Report: {config.out}/report.html", soft_wrap=True)
+
+
+@app.command()
+def demo(out: OutOption = "demo") -> None:
+    """Train a small model on facts, trace what it has learnt, and compare with BM25: the whole pipeline."""
+    _prepare()
+    from flows.demo import DemoConfig
+    from flows.demo import demo as flow
+    from flows.summary import metrics_table
+
+    config = DemoConfig.model_validate({"out": out})
+    console.print(metrics_table(_run(flow, config)))
+    console.print(f"Report: {config.out}/results/report.html", soft_wrap=True)
+
+
+@app.command()
+def show(directory: Annotated[str, typer.Argument(help="An index, or a directory of results.")]) -> None:
+    """Explain an index or a result directory."""
+    from flows.summary import describe
+
+    console.print(describe(directory))
+
+
+@app.command()
+def verify(
+    directory: Annotated[str, typer.Argument(help="An index.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged, so that indexing rebuilds it.")
+    ] = False,
+) -> None:
+    """Compare every byte of an index with the digests that were taken when it was written."""
+    from flows.summary import verify_index
+
+    report, is_sound = verify_index(directory, repair=repair)
+    console.print(report)
+    if not is_sound and not repair:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; every error is one line on standard error."""
+    try:
+        app(args=_spread_corpus(sys.argv[1:]))
+    except Exception as error:
+        message, code = _explain(error)
+        if code is None:
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int | None]:
+    """The line a person needs and the exit code; no code for an error nobody foresaw."""
+    from pydantic import ValidationError
+    from rich.markup import escape
+
+    from storage.errors import InputError, MissingError, StorageError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the settings"
+        return escape(f"{field} is {first['input']!r}: {first['msg']}"), 2
+    if isinstance(error, InputError | MissingError):
+        return escape(str(error)), 2
+    if isinstance(error, StorageError):
+        return escape(str(error)), 1
+    return "", None
+
+
+def _prepare() -> None:
+    """Defaults for running without a server; what the environment says comes first."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def _run(flow: Any, config: Any) -> Any:
+    """Run a flow here; without a server, wait until its record is complete, since the server ends with this process."""
+    from flows.records import recorded
+
+    return recorded(flow, config)
+
+
+def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_norm: bool) -> dict[str, Any]:
+    return {
+        "top_k": top_k,
+        "mixing_weight": mixing_weight,
+        "whitening": whitening,
+        "damping": damping,
+        "unit_norm": unit_norm,
+    }
+
+
+def _spread_corpus(arguments: list[str]) -> list[str]:
+    """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
+    spread: list[str] = []
+    follows = False
+    for argument in arguments:
+        if argument == "--corpus":
+            follows = True
+        elif argument.startswith("-"):
+            follows = False
+            spread.append(argument)
+        elif follows:
+            spread += ["--corpus", argument]
+        else:
+            spread.append(argument)
+    return spread
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What a command prints when it is done, and what ``show`` and ``verify`` print about a directory."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from storage.errors import InputError
+from storage.layout import INDEX, METRICS, RUN, location
+from storage.results import PROPONENT, read_json, read_proponents
+from storage.verification import findings, remove_damaged
+
+SHOWN_QUERIES = 5
+SHOWN_PROPONENTS = 3
+SHOWN_CHARACTERS = 70
+
+
+def facts_table(title: str, facts: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for name, value in facts:
+        table.add_row(f"[dim]{name}[/]", escape(f"{value:,}" if isinstance(value, int) else str(value)))
+    return table
+
+
+def index_table(index: Any) -> Table:
+    """An index in a few lines."""
+    from tasks.index import block_summary
+
+    V = index.engine.second_moment
+    gradient = index.engine.gradient
+    facts = [
+        ("checkpoint", index.engine.checkpoint.path),
+        ("documents", index.total("num_documents")),
+        ("tokens", index.total("num_tokens")),
+        ("quarantined", index.total("num_quarantined")),
+        ("shards", len(index.shards)),
+        ("second moment", V.facts["mode"] if V else "none"),
+        ("projection", gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}"),
+        ("blocks", block_summary(list(index.block_dims.values()))),
+        ("R_train", "yes" if index.autocorrelation else "none: the blocks are too large, use --whitening none"),
+        ("disk", f"{_size_bytes(index.path) / 2**20:,.1f} MiB"),
+    ]
+    return facts_table(f"Index {index.path}", facts)
+
+
+def attribution_table(config: Any) -> RenderableType:
+    """The best proponents of the first queries, and λ."""
+    frame = read_proponents(location(config.out))
+    run = read_json(location(config.out) / RUN)
+    (method,) = run["methods"].values()
+    table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
+    best = frame.filter((frame["kind"] == PROPONENT) & (frame["rank"] <= SHOWN_PROPONENTS))
+    for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
+        for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
+            table.add_row(
+                escape(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", escape(_short(row["candidate_id"]))
+            )
+    facts = [
+        ("queries", len(run["queries"])),
+        ("candidates", method["num_candidates"]),
+        ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
+        ("damping", f"{method['damping']:g}"),
+        ("results", config.out),
+    ]
+    return Group(table, facts_table("Run", facts))
+
+
+def metrics_table(metrics: Any) -> Table:
+    """Methods by metrics, with intervals."""
+    names = list(dict.fromkeys(name for values in metrics.methods.values() for name in values))
+    table = Table("method", *names, title="Mean over queries [95 % interval]", title_justify="left")
+    for method, values in metrics.methods.items():
+        cells = [f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]".replace("[", "\\[") for e in map(values.get, names) if e]
+        table.add_row(method, *cells)
+    return table
+
+
+def describe(directory: str) -> RenderableType:
+    """An index or a result directory, explained.
+
+    Raises:
+        InputError: The directory is neither.
+    """
+    path = location(directory)
+    if (path / INDEX).exists():
+        from tasks.index import read_index
+
+        return Group(index_table(read_index(directory)), _disk_table(path))
+    if (path / RUN).exists():
+        return _run_table(path)
+    raise InputError(f"{directory} is neither a finished index nor a result directory; give one that a command wrote")
+
+
+def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]:
+    """Check every artifact below a directory; with ``repair``, delete what is damaged."""
+    path = location(directory)
+    if not path.is_dir():
+        raise InputError(f"{directory} is no directory; give an index")
+    checked = list(findings(path))
+    damaged = [finding for finding in checked if finding is not None]
+    if repair:
+        remove_damaged(damaged)
+    lines = [f"[red]{escape(str(finding.directory))}[/] {escape(finding.problem)}" for finding in damaged]
+    outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
+    closing = f"{len(damaged)} damaged, {outcome}" if damaged else "all bytes are as they were written"
+    return Group(*lines, f"{len(checked)} artifacts checked: {closing}"), not damaged
+
+
+def _run_table(path: Any) -> RenderableType:
+    run = read_json(path / RUN)
+    facts = [(name, run[name]) for name in ("index", "second_moment", "num_documents", "num_quarantined")]
+    for method, known in run["methods"].items():
+        weight = f"λ = {known['mixing_weight']:.4g}, damping {known['damping']:g}" if "mixing_weight" in known else ""
+        facts.append((method, f"{known['num_candidates']:,} candidates {weight}"))
+    facts.append(("queries", len(run["queries"])))
+    table = facts_table(f"Results {path}", facts)
+    if not (path / METRICS).exists():
+        return table
+    from tasks.evaluation import Metrics
+
+    return Group(table, metrics_table(Metrics.model_validate(read_json(path / METRICS))))
+
+
+def _disk_table(path: Any) -> Table:
+    parts = sorted(part for part in path.iterdir() if part.is_dir())
+    return facts_table("Disk", [(part.name, f"{_size_bytes(part) / 2**20:,.1f} MiB") for part in parts])
+
+
+def _limit(method: dict[str, Any]) -> str:
+    if method["limited_by"] is None:
+        return ""
+    return (
+        f" (at component {method['crossing_index']} instead of {method['wanted_index']}: {method['limited_by']} ends)"
+    )
+
+
+def _size_bytes(path: Any) -> int:
+    return path.fs.du(path.path)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

@@ -1,0 +1,77 @@
+"""The demo's own two steps: a corpus of facts, and a model trained on it."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.layout import location
+from storage.manifest import Artifact, Draft, digest_file
+from storage.queries import Query, read_queries
+from storage.results import write_text
+from tasks.checkpoint import ModelConfig, load_model, load_tokenizer, read_checkpoint
+from tasks.demo_corpus import DemoCorpusConfig, build_demo_corpus, write_demo_corpus
+from tasks.progress import progress
+from tasks.stage import StageRequest, stage
+from tasks.training import TrainingConfig, completion_probabilities, num_steps, read_texts, train_demo_model
+
+LEARNT_QUERIES = "learnt-queries.jsonl"
+
+
+class DemoCorpusFiles(BaseModel):
+    """Where the demo's corpus and its candidate queries lie."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: tuple[str, ...]
+    queries: str
+
+
+class TrainingRequest(StageRequest):
+    """A checkpoint to be trained on the demo's corpus."""
+
+    kind: ClassVar[str] = "checkpoints"
+    version: ClassVar[int] = 1
+
+    files: DemoCorpusFiles
+    config: TrainingConfig
+
+    @property
+    def label(self) -> str:
+        return f"train on {len(self.files.corpus)} files"
+
+    def inputs(self) -> dict[str, Any]:
+        corpus = [digest_file(location(path)) for path in self.files.corpus]
+        return {"corpus": corpus, "config": self.config.model_dump()}
+
+
+def write_demo_files(config: DemoCorpusConfig, directory: str) -> DemoCorpusFiles:
+    """Write the corpus and its queries; the same config writes the same bytes."""
+    corpus, queries = write_demo_corpus(build_demo_corpus(config), Path(directory))
+    return DemoCorpusFiles(corpus=tuple(map(str, corpus)), queries=str(queries))
+
+
+@stage
+def train(request: TrainingRequest, draft: Draft) -> None:
+    """Train the demo's model from scratch and save an ordinary Hugging Face checkpoint with its optimizer."""
+    files = [Path(path) for path in request.files.corpus]
+    total = num_steps(request.config, len(read_texts(files)))
+    with progress(request.label, total=total, unit="steps") as advance:
+        train_demo_model(request.config, corpus_files=files, directory=Path(str(draft.path)), advance=advance)
+    draft.facts |= {"num_steps": total}
+
+
+def write_learnt_queries(files: DemoCorpusFiles, checkpoint: Artifact, root: str) -> str:
+    """Keep the queries whose completion the model itself would say; return the file they are in."""
+    found = read_checkpoint(str(checkpoint.path(root)))
+    queries = read_queries(files.queries)
+    model, tokenizer = load_model(found, ModelConfig(device="cpu")), load_tokenizer(found, ModelConfig())
+    answers = completion_probabilities(model, tokenizer, queries)
+    learnt = [query for query, answer in zip(queries, answers, strict=True) if answer.is_greedy]
+    target = location(files.queries).parent / LEARNT_QUERIES
+    write_text(target, "".join(f"{_line(query)}\n" for query in learnt))
+    return str(target)
+
+
+def _line(query: Query) -> str:
+    return query.model_dump_json(exclude_defaults=True)
