@@ -1,8 +1,11 @@
 """The demo's own two steps: a corpus of facts, and a model trained on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from storage.layout import location
@@ -56,9 +59,20 @@ def train(request: TrainingRequest, draft: Draft) -> None:
     """Train the demo's model from scratch and save an ordinary Hugging Face checkpoint with its optimizer."""
     files = [Path(path) for path in request.files.corpus]
     total = num_steps(request.config, len(read_texts(files)))
-    with progress(request.label, total=total, unit="steps") as advance:
+    with progress(request.label, total=total, unit="steps") as advance, _one_thread():
         train_demo_model(request.config, corpus_files=files, directory=Path(str(draft.path)), advance=advance)
     draft.facts |= {"num_steps": total}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rounding depends on the number of threads, and matrices this small gain nothing from a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_learnt_queries(files: DemoCorpusFiles, checkpoint: Artifact, root: str) -> str:
