@@ -70,10 +70,10 @@ def attribution_table(config: Any) -> RenderableType:
 def metrics_table(metrics: Any) -> Table:
     """Methods by metrics, with intervals."""
     names = list(dict.fromkeys(name for values in metrics.methods.values() for name in values))
-    table = Table("method", *names, title="Mean over queries [95 % interval]", title_justify="left")
-    for method, values in metrics.methods.items():
-        cells = [f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]".replace("[", "\\[") for e in map(values.get, names) if e]
-        table.add_row(method, *cells)
+    table = Table("metric", *metrics.methods, title="Mean over queries, 95 % interval", title_justify="left")
+    for name in names:
+        found = [values.get(name) for values in metrics.methods.values()]
+        table.add_row(name, *(f"{e.value:.3f}\n[dim]{e.low:.3f} – {e.high:.3f}[/]" if e else "" for e in found))
     return table
 
 

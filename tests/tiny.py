@@ -1,0 +1,55 @@
+"""What the tests of the pipeline run on: models small enough for the dense oracle, trained for a few real steps."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from tasks.tokens import tokenize_documents
+from tasks.training import TrainingConfig, train_demo_model
+
+SUBJECTS = ("The river", "A heron", "My sister", "The old clock")
+REMAINDERS = (
+    "sleeps under the bridge.",
+    "crosses the town at noon, slowly, and never once looks back at the square.",
+    "has no name yet.",
+    "belongs to Vienna; everybody there agrees.",
+    "was painted green.",
+)
+TEXTS = [f"{subject} {remainder}" for remainder in REMAINDERS for subject in SUBJECTS]
+QUERIES = (
+    {"id": "q0", "prompt": "The river sleeps under", "completion": " the bridge.", "relevant_ids": ["d0", "d1"]},
+    {"id": "q1", "prompt": "My sister belongs to", "completion": " Vienna", "relevant_ids": ["d14"]},
+    {"id": "q2", "prompt": "A heron was painted", "completion": " green.", "relevant_ids": ["d17"]},
+)
+SHAPE = TrainingConfig(
+    vocabulary_size=320, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_epochs=3, batch_size=4
+)
+
+
+def save_llama(directory: Path, *, seed: int = 0) -> Path:
+    texts = directory.parent / "training.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    config = SHAPE.model_copy(update={"seed": seed})
+    return train_demo_model(config, corpus_files=[texts], directory=directory)
+
+
+def save_gpt2(directory: Path, *, tokenizer_of: Path) -> Path:
+    """Its context is 16 tokens, so that some of the texts are longer."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 16}
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **no_dropout))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for ids in tokenize_documents(tokenizer, TEXTS):
+        tokens = torch.tensor([ids[:16]])
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    torch.save(optimizer.state_dict(), directory / "optimizer.pt")
+    return directory
