@@ -16,6 +16,7 @@ METHOD = "trackstar"
 @flow(name="attribute", flow_run_name="attribute {config.queries}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def attribute(config: AttributeConfig) -> dict[str, Any]:
     """Score every document of an index for every query; return the record of the run."""
+    config.check()
     queries = read_queries(config.queries)
     index = read_index(config.index)
     encoded = encode(index, queries)

@@ -10,14 +10,14 @@ from tasks.attribution import encode, write_results
 from tasks.comparison import write_comparison
 from tasks.evaluation import Metrics
 from tasks.index import read_index
-from tasks.methods import rank_by, require_known
+from tasks.methods import rank_by
 from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 
 
 @flow(name="compare", flow_run_name="compare {config.queries}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
-    require_known(config.methods)
+    config.check()
     queries = read_queries(config.queries)
     index = read_index(config.index)
     encoded = encode(index, queries)

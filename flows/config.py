@@ -6,10 +6,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from storage.gradients import StoreDtype
 from storage.layout import location
-from tasks.checkpoint import ModelConfig
+from storage.queries import read_queries
+from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
 from tasks.engine import GradientConfig
-from tasks.methods import DEFAULT_METHODS, METHODS
+from tasks.index import read_index
+from tasks.methods import DEFAULT_METHODS, METHODS, require_known
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
@@ -24,6 +26,9 @@ class FlowConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def check(self) -> None:
+        """Raise InputError for what can be seen to be wrong before any work is done."""
+
 
 class IndexConfig(FlowConfig):
     """Checkpoint and corpus to a gradient store, R_train and V."""
@@ -37,6 +42,10 @@ class IndexConfig(FlowConfig):
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
+    def check(self) -> None:
+        model_files(self.checkpoint)
+        self.corpus.files()
+
 
 class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
@@ -46,6 +55,11 @@ class AttributeConfig(FlowConfig):
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+    def check(self) -> None:
+        self.score.check()
+        read_index(self.index)
+        read_queries(self.queries)
 
 
 class CompareConfig(AttributeConfig):
@@ -59,3 +73,7 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+
+    def check(self) -> None:
+        require_known(self.methods)
+        super().check()

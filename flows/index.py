@@ -18,6 +18,7 @@ from tasks.stage import gather
 @flow(name="index", flow_run_name="index {config.checkpoint}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def index(config: IndexConfig) -> Index:
     """Write the projected gradient of every document, and the autocorrelation R_train they have."""
+    config.check()
     existing = existing_index(config.index)
     plans = gather([plan_file.submit(request) for request in plan_requests(config.corpus)])
     corpus_shards = [shard for plan in plans for shard in plan.shards]

@@ -58,12 +58,23 @@ def read_checkpoint(path: str) -> Checkpoint:
         InputError: There is no model in the directory.
     """
     directory = location(path)
+    names = model_files(path)
+    return Checkpoint(path=str(path), digest=_digest(directory, names), optimizer_digest=_optimizer_digest(directory))
+
+
+def model_files(path: str) -> list[str]:
+    """Names of the files that a checkpoint's gradients depend on.
+
+    Raises:
+        InputError: There is no model in the directory.
+    """
+    directory = location(path)
     if not (directory / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give the directory of a Hugging Face checkpoint")
     names = sorted({file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES))
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise InputError(f"{path} holds no weights (*.safetensors or pytorch_model*.bin); was it saved to the end?")
-    return Checkpoint(path=str(path), digest=_digest(directory, names), optimizer_digest=_optimizer_digest(directory))
+    return names
 
 
 def load_model(checkpoint: Checkpoint, config: ModelConfig) -> nn.Module:

@@ -23,6 +23,7 @@ QUERIES = (
     {"id": "q1", "prompt": "My sister belongs to", "completion": " Vienna", "relevant_ids": ["d14"]},
     {"id": "q2", "prompt": "A heron was painted", "completion": " green.", "relevant_ids": ["d17"]},
 )
+CONTEXT = 32  # of the GPT-2
 SHAPE = TrainingConfig(
     vocabulary_size=320, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_epochs=3, batch_size=4
 )
@@ -36,16 +37,17 @@ def save_llama(directory: Path, *, seed: int = 0) -> Path:
 
 
 def save_gpt2(directory: Path, *, tokenizer_of: Path) -> Path:
-    """Its context is 16 tokens, so that some of the texts are longer."""
+    """Its context is 32 tokens: every query fits, some of the texts do not."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        shape = {"n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 16}
+        shape = {"n_positions": CONTEXT, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 16}
         no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **no_dropout))
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **no_dropout, **ends))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for ids in tokenize_documents(tokenizer, TEXTS):
-        tokens = torch.tensor([ids[:16]])
+        tokens = torch.tensor([ids[:CONTEXT]])
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

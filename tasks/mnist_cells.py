@@ -1,0 +1,260 @@
+"""The cells of the study: one model each, measured. Each is one cached task, keyed by its images, set-up and seed.
+
+    terms     every way of scoring, with and without unit norm            variant × seed
+    sweeps    what one setting at a time does to the win rates            seed
+    geometry  R_train beside the exact projected Hessian                  seed
+    pictures  what the page draws of one model                            variant
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from storage.manifest import Artifact
+from tasks.mnist_data import read_images
+from tasks.mnist_encodings import (
+    Scorer,
+    corrected,
+    directions,
+    flattened,
+    one_sided,
+    two_sided,
+    two_sided_projections,
+)
+from tasks.mnist_model import Fitted, StudyConfig, Variant, fit
+from tasks.mnist_sweeps import SWEPT_CANDIDATES, SWEPT_QUERIES, Point, sweep_all
+from tasks.mnist_tests import Wins, compare_wins
+from tasks.numerics import mlp
+from tasks.numerics.curvature import gram, spectrum
+from tasks.numerics.subspaces import magnitude, principal_angles
+from tasks.stage import StageRequest, cached_task
+
+GALLERY_QUERIES, GALLERY_SIZE = 4, 6
+CURVE_POINTS = 200
+
+
+class Measured(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Terms(Measured):
+    """Win rates of one model: way of scoring → "dot" or "cosine" → wins."""
+
+    variant: Variant
+    seed: int
+    accuracies: list[tuple[int, float]]
+    wins: dict[str, dict[str, Wins]]
+
+
+class Sweeps(Measured):
+    seed: int
+    points: list[Point]
+
+
+class Geometry(Measured):
+    """R_train and the projected Hessian of one model, each divided by its mean eigenvalue's magnitude.
+
+    Attributes:
+        angles: Principal angles in degrees between their leading subspaces, by the number of directions.
+        hessian_wins: Scores under |H| in the place of R.
+        matrices: Both, for one model alone.
+    """
+
+    seed: int
+    train_spectrum: list[float]
+    hessian_spectrum: list[float]
+    angles: dict[int, list[float]]
+    hessian_wins: Wins
+    matrices: dict[str, list[list[float]]] | None
+
+
+class Picture(Measured):
+    """An image, its class, and its score where it was ranked."""
+
+    pixels: list[list[int]]
+    label: int
+    score: float | None = None
+
+
+class Pictures(Measured):
+    """One model of a variant, drawn.
+
+    Attributes:
+        magnitudes: Root mean square of the coordinates, sorted, at ``ranks``: raw and divided by √V.
+        shares: Share of the squared norm in the coordinates up to each rank, raw and divided by √V.
+        nuisance_share: Share of the squared norm that lies in the weights of the nuisances, raw and divided by √V.
+        gallery: A query and, by way of scoring, its highest scored candidates.
+    """
+
+    variant: Variant
+    num_coordinates: int
+    ranks: list[int]
+    magnitudes: dict[str, list[float]]
+    shares: dict[str, list[float]]
+    nuisance_share: dict[str, float]
+    gallery: list[tuple[Picture, dict[str, list[Picture]]]]
+
+
+class CellRequest(StageRequest):
+    """One model of the study; ``index`` is the directory of the study."""
+
+    images: Artifact
+    config: StudyConfig
+    variant: Variant
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.variant} seed {self.seed}"
+
+    def inputs(self) -> dict[str, Any]:
+        set_up = self.config.model_dump(exclude={"num_seeds"})
+        return {"images": self.images.digest, "config": set_up, "variant": self.variant, "seed": self.seed}
+
+    def fitted(self, **changes: int) -> Fitted:
+        torch.set_num_threads(1)  # cells run side by side; this is per thread
+        images = read_images(self.images, self.index)
+        return fit(*images, variant=self.variant, seed=self.seed, config=self.config.model_copy(update=changes))
+
+
+class TermsRequest(CellRequest):
+    kind: ClassVar[str] = "terms"
+    version: ClassVar[int] = 1
+
+
+class SweepsRequest(CellRequest):
+    kind: ClassVar[str] = "sweeps"
+    version: ClassVar[int] = 1
+
+
+class GeometryRequest(CellRequest):
+    kind: ClassVar[str] = "geometry"
+    version: ClassVar[int] = 1
+
+    keep_matrices: bool
+
+    def inputs(self) -> dict[str, Any]:
+        return {**super().inputs(), "keep_matrices": self.keep_matrices}
+
+
+class PicturesRequest(CellRequest):
+    kind: ClassVar[str] = "pictures"
+    version: ClassVar[int] = 1
+
+
+@cached_task
+def measure_terms(request: TermsRequest) -> Terms:
+    """Switch the terms on one after another."""
+    fitted = request.fitted()
+    wins = {}
+    for name, (vectors, R, mixing_weight) in ways_of_scoring(fitted, request.config, seed=request.seed).items():
+        scorer = Scorer(vectors[0], vectors[1:], R=R, damping=request.config.damping)
+        wins[name] = {
+            norm: compare_wins(scorer.scores(mixing_weight=mixing_weight, unit_norm=norm == "cosine"), fitted)
+            for norm in ("dot", "cosine")
+        }
+    return Terms(variant=request.variant, seed=request.seed, accuracies=fitted.accuracies, wins=wins)
+
+
+@cached_task
+def measure_sweeps(request: SweepsRequest) -> Sweeps:
+    """Change one setting at a time."""
+    most_candidates = max(*SWEPT_CANDIDATES, request.config.num_candidates)
+    most_queries = max(*SWEPT_QUERIES, request.config.num_queries)
+    fitted = request.fitted(num_candidates=most_candidates, num_queries=most_queries)
+    return Sweeps(seed=request.seed, points=sweep_all(fitted, request.config, seed=request.seed))
+
+
+@cached_task
+def measure_geometry(request: GeometryRequest) -> Geometry:
+    """R_train beside the Hessian of the same images' mean loss, both seen through the same projection and √V."""
+    fitted, config = request.fitted(), request.config
+    gradients = [corrected(g, fitted.second_moment, epsilon=config.epsilon) for g in fitted.gradients()]
+    P = two_sided_projections(gradients[0], projection_dim=config.projection_dim, seed=request.seed)
+    queries, candidates, wrong = (two_sided(g, P) for g in gradients)
+    R = gram(candidates) / len(candidates)
+    rows = directions(P, fitted.second_moment, epsilon=config.epsilon)
+    H = mlp.projected_hessian(fitted.parameters, fitted.candidates, fitted.labels, directions=rows).numpy()
+    scorer = Scorer(queries, (candidates, wrong), R=magnitude(H), damping=config.damping)
+    R, H = R / (np.trace(R) / len(R)), H / (np.trace(magnitude(H)) / len(H))
+    return Geometry(
+        seed=request.seed,
+        train_spectrum=spectrum(R).tolist(),
+        hessian_spectrum=np.linalg.eigvalsh(H)[::-1].tolist(),
+        angles={size: principal_angles(R, H, num_directions=size).tolist() for size in (5, 10, 20) if size <= len(R)},
+        hessian_wins=compare_wins(scorer.scores(), fitted),
+        matrices={"R": R.round(4).tolist(), "H": H.round(4).tolist()} if request.keep_matrices else None,
+    )
+
+
+@cached_task
+def draw_pictures(request: PicturesRequest) -> Pictures:
+    """Where a gradient has its length, before and after √V, and which images each way of scoring finds."""
+    fitted, config = request.fitted(), request.config
+    raw = fitted.gradients()[1]
+    by_kind = {"raw": raw, "corrected": corrected(raw, fitted.second_moment, epsilon=config.epsilon)}
+    squares = {kind: np.mean(flattened(g).astype(np.float64) ** 2, axis=0) for kind, g in by_kind.items()}
+    ranks = np.unique(np.geomspace(1, len(squares["raw"]), CURVE_POINTS).round().astype(int))
+    ordered = {kind: np.sort(values)[::-1] for kind, values in squares.items()}
+    brightness, _ = read_images(request.images, request.index)
+    return Pictures(
+        variant=request.variant,
+        num_coordinates=len(squares["raw"]),
+        ranks=ranks.tolist(),
+        magnitudes={kind: np.sqrt(values[ranks - 1]).tolist() for kind, values in ordered.items()},
+        shares={kind: (np.cumsum(values)[ranks - 1] / values.sum()).tolist() for kind, values in ordered.items()},
+        nuisance_share={kind: _nuisance_share(g, brightness[0].size) for kind, g in by_kind.items()},
+        gallery=_gallery(fitted, request, shape=brightness.shape[1:]),
+    )
+
+
+def ways_of_scoring(fitted: Fitted, config: StudyConfig, *, seed: int) -> dict[str, tuple]:
+    """Each way's vectors (queries, candidates, candidates with the wrong label), its R or None, and its λ."""
+    raw = fitted.gradients()
+    divided = [corrected(g, fitted.second_moment, epsilon=config.epsilon) for g in raw]
+    P = two_sided_projections(raw[0], projection_dim=config.projection_dim, seed=seed)
+    flat = [flattened(g) for g in divided]
+    projected = {
+        "two_sided": [two_sided(g, P) for g in divided],
+        "one_sided": [one_sided(vectors, num_dims=config.num_dims, seed=seed) for vectors in flat],
+    }
+    ways = {"gradient": ([flattened(g) for g in raw], None, 0.0), "corrected": (flat, None, 0.0)}
+    for name, vectors in projected.items():
+        R = gram(vectors[1]) / len(vectors[1])
+        ways[name] = (vectors, None, 0.0)
+        ways[f"{name}_train"] = (vectors, R, 0.0)
+        ways[f"{name}_mixed"] = (vectors, R, config.mixing_weight)
+    return ways
+
+
+def _nuisance_share(gradients: dict[str, torch.Tensor], num_pixels: int) -> float:
+    total = sum((G.double() ** 2).sum() for G in gradients.values())
+    return ((gradients[mlp.HIDDEN_WEIGHT][:, :, num_pixels:].double() ** 2).sum() / total).item()
+
+
+def _gallery(
+    fitted: Fitted, request: PicturesRequest, *, shape: tuple[int, ...]
+) -> list[tuple[Picture, dict[str, list[Picture]]]]:
+    """The first queries, each of another digit, and the candidates that each way of scoring puts first."""
+    _, first = np.unique(fitted.query_labels.numpy(), return_index=True)
+    chosen = np.sort(first)[:GALLERY_QUERIES]
+    found: dict[str, np.ndarray] = {}
+    for name, (vectors, R, mixing_weight) in ways_of_scoring(fitted, request.config, seed=request.seed).items():
+        scorer = Scorer(vectors[0], vectors[1:2], R=R, damping=request.config.damping)
+        for norm in ("dot", "cosine"):
+            found[f"{name} {norm}"] = scorer.scores(mixing_weight=mixing_weight, unit_norm=norm == "cosine")[0]
+
+    def picture(inputs: torch.Tensor, label: torch.Tensor, score: float | None = None) -> Picture:
+        pixels = (inputs[: shape[0] * shape[1]].reshape(shape) * 255).round().int().tolist()
+        return Picture(pixels=pixels, label=int(label), score=score)
+
+    def best(scores: np.ndarray, query: int) -> list[Picture]:
+        order = np.argsort(-scores[:, query], kind="stable")[:GALLERY_SIZE]
+        return [picture(fitted.candidates[m], fitted.labels[m], float(scores[m, query])) for m in order]
+
+    return [
+        (picture(fitted.queries[q], fitted.query_labels[q]), {way: best(s, q) for way, s in found.items()})
+        for q in chosen
+    ]
