@@ -102,10 +102,10 @@ def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]
     damaged = [finding for finding in checked if finding is not None]
     if repair:
         remove_damaged(damaged)
-    lines = [f"[red]{escape(str(finding.directory))}[/] {escape(finding.problem)}" for finding in damaged]
+    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in damaged]
     outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
-    closing = f"{len(damaged)} damaged, {outcome}" if damaged else "all bytes are as they were written"
-    return Group(*lines, f"{len(checked)} artifacts checked: {closing}"), not damaged
+    closing = f"{len(damaged)} damaged or missing, {outcome}" if damaged else "all bytes are as they were written"
+    return Group(*lines, f"{path}: {closing}"), not damaged
 
 
 def _run_table(path: Any) -> RenderableType:

@@ -90,8 +90,11 @@ class GradientReader:
 
     def __init__(self, directory: UPath) -> None:
         self._directory = directory
-        self._group = zarr.open_group(_store(directory / GRADIENTS), mode="r")
-        self.block_names: list[str] = list(self._group.attrs["blocks"])
+        try:
+            self._group = zarr.open_group(_store(directory / GRADIENTS), mode="r")
+            self.block_names: list[str] = list(self._group.attrs["blocks"])
+        except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged metadata
+            raise self._corruption("zarr.json", f"is missing or damaged ({error})") from error
 
     @property
     def num_rows(self) -> int:
@@ -118,7 +121,7 @@ class GradientReader:
     def _read(self, name: str, start: int, stop: int) -> ndarray:
         try:
             return self._group[name][start:stop]
-        except ValueError as error:  # what the codec raises on a checksum or a size that does not fit
+        except (ValueError, KeyError, TypeError) as error:  # a checksum or size that does not fit, metadata lost
             raise self._corruption(name, f"is damaged ({error})") from error
 
     def _corruption(self, name: str, problem: str) -> CorruptionError:

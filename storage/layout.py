@@ -17,6 +17,8 @@
 configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last.
 """
 
+import re
+
 from upath import UPath
 
 MANIFEST = "manifest.json"
@@ -53,6 +55,11 @@ def location(url: object) -> UPath:
 
 def autocorrelation_file(block: str) -> str:
     return f"{block}.safetensors"
+
+
+def is_artifact_name(name: str) -> bool:
+    """Whether a directory of this name holds an artifact, finished or being written."""
+    return re.fullmatch(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.partial-[0-9a-f]{8}", name) is not None
 
 
 def artifact_directory(index: object, kind: str, digest: str) -> UPath:

@@ -1,39 +1,47 @@
 """Every byte of an index against the digests that were taken when it was written."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from upath import UPath
 
 from storage.errors import CorruptionError
-from storage.layout import MANIFEST
+from storage.layout import INDEX, MANIFEST, is_artifact_name
 from storage.manifest import damaged_files, read_manifest, remove_tree
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one artifact: the names of its damaged files, or that it was never completed."""
+    """What is wrong with one artifact, or with index.json."""
 
-    directory: UPath
+    path: UPath
     problem: str
 
 
 def artifacts(index: UPath) -> Iterator[UPath]:
-    """The artifact directories of an index, two levels down, interrupted ones included."""
+    """The artifact directories of an index, interrupted ones included; a directory of any other name is not ours."""
     for kind in sorted(path for path in index.iterdir() if path.is_dir()):
-        yield from sorted(path for path in kind.iterdir() if path.is_dir())
+        yield from sorted(path for path in kind.iterdir() if path.is_dir() and is_artifact_name(path.name))
 
 
 def findings(index: UPath) -> Iterator[Finding | None]:
-    """Check the artifacts one after another; None for a sound one."""
-    for directory in artifacts(index):
+    """Check the artifacts one after another, then what index.json says there should be; None for a sound one."""
+    present = list(artifacts(index))
+    for directory in present:
         yield _check(directory)
+    if (index / INDEX).is_file():
+        yield from _check_index(index)
 
 
 def remove_damaged(found: list[Finding]) -> None:
     """Delete what is damaged or was interrupted: the next run rebuilds exactly that."""
     for finding in found:
-        remove_tree(finding.directory)
+        if finding.path.is_dir():
+            remove_tree(finding.path)
+        else:
+            finding.path.unlink(missing_ok=True)
 
 
 def _check(directory: UPath) -> Finding | None:
@@ -46,3 +54,34 @@ def _check(directory: UPath) -> Finding | None:
     except CorruptionError as error:
         return Finding(directory, error.problem)
     return Finding(directory, f"has damaged files: {', '.join(damaged)}") if damaged else None
+
+
+def _check_index(index: UPath) -> Iterator[Finding | None]:
+    """Whether index.json is readable and every artifact it names is the one that lies there."""
+    try:
+        named = list(_named_artifacts(json.loads((index / INDEX).read_bytes())))
+    except ValueError:
+        yield Finding(index / INDEX, "is not readable")
+        return
+    for artifact in named:
+        directory = index / artifact["name"]
+        try:
+            manifest = read_manifest(directory)
+        except CorruptionError:
+            continue  # reported with the artifact
+        if manifest is None:
+            yield Finding(directory, f"is named in {INDEX} and is not there")
+        elif manifest.digest != artifact["digest"]:
+            yield Finding(index / INDEX, f"names another content of {artifact['name']} than lies there")
+
+
+def _named_artifacts(value: Any) -> Iterator[dict[str, Any]]:
+    """The references to artifacts anywhere in a JSON value."""
+    if isinstance(value, dict):
+        if value.keys() == {"name", "digest", "facts"}:
+            yield value
+        for item in value.values():
+            yield from _named_artifacts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _named_artifacts(item)

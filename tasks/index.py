@@ -72,9 +72,10 @@ def read_index(url: str) -> Index:
 
 
 def existing_index(url: str) -> Index | None:
+    """The index that is there, or None; an unreadable index.json is written anew, from artifacts named by content."""
     try:
         return read_index(url)
-    except MissingError:
+    except (MissingError, CorruptionError):
         return None
 
 
