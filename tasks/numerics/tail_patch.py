@@ -18,7 +18,7 @@ from tasks.numerics.loss import TokenLoss
 
 
 def training_updates(
-    model: nn.Module, loss: TokenLoss, tokens: Int[Tensor, " t"], scales: Mapping[str, Float[Tensor, "m n"]]
+    model: nn.Module, loss: TokenLoss, tokens: Int[Tensor, " t"], scales: Mapping[str, Float[Tensor, "_ _"]]
 ) -> dict[str, Tensor]:
     """Return u of every scaled parameter for one document.
 
@@ -56,12 +56,12 @@ def patched(model: nn.Module, updates: Mapping[str, Tensor], *, learning_rate: f
 
 def probability_changes(
     model: nn.Module,
-    documents: Sequence[Int[Tensor, " t"]],
-    queries: Sequence[tuple[Int[Tensor, "q t"], Bool[Tensor, "q t"]]],
+    documents: Sequence[Int[Tensor, " _"]],
+    queries: Sequence[tuple[Int[Tensor, "_ _"], Bool[Tensor, "_ _"]]],
     *,
-    scales: Mapping[str, Float[Tensor, "m n"]],
+    scales: Mapping[str, Float[Tensor, "_ _"]],
     learning_rate: float,
-) -> Iterator[Float[Tensor, " q"]]:
+) -> Iterator[Float[Tensor, " _"]]:
     """Yield, per document, the change of probability of each of its own queries."""
     loss = TokenLoss(model)
     for document, (tokens, chosen) in zip(documents, queries, strict=True):
