@@ -138,7 +138,7 @@ def compare(
     damping: DampingOption = 0.1,
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
-    tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 1e-3,
+    tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""

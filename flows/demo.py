@@ -22,7 +22,7 @@ class DemoConfig(FlowConfig):
     out: Url = Field(title="Directory", description="Everything the demo writes goes below it.")
     corpus: DemoCorpusConfig = DemoCorpusConfig()
     training: TrainingConfig = TrainingConfig()
-    gradient: GradientConfig = GradientConfig(projection_dim=16)
+    gradient: GradientConfig = GradientConfig(projection_dim=32)
     tail_patch: TailPatchConfig = TailPatchConfig(num_proponents=5)
     methods: tuple[str, ...] = Field(("trackstar", "bm25", "random"), title="Methods", description="What is compared.")
 

@@ -19,8 +19,11 @@ from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
 from storage.tables import read_table, write_table
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards, block_factor
 from tasks.dask_compute import compute
-from tasks.numerics import mixing, scores
+from tasks.numerics import mixing, ranking, scores
+from tasks.numerics.ranking import Ranked
 from tasks.stage import stage
+
+Rankings = dict[str, Ranked]  # PROPONENT and OPPONENT
 
 Whitening = Literal["mixed", "train", "none"]
 
@@ -100,9 +103,8 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         shard_norms = {block: values[start:stop] for block, values in norms.items()}
         parts.append(delayed(_rank_shard, pure=False)(path, shard_norms, bases, weight.value, request.config, start))
         start = stop
-    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
-    ranking = _merge(compute(parts, where=request.dask), query_ids, request)
-    write_table(draft.path / RANKING, ranking)
+    ranked = _merge(compute(parts, where=request.dask), request.config)
+    write_table(draft.path / RANKING, _result_table(ranked, request))
     draft.facts |= {
         "method": request.method,
         "mixing_weight": weight.value,
@@ -146,65 +148,55 @@ def _rank_shard(
     bases: Mapping[str, scores.QueryBasis],
     mixing_weight: float,
     config: ScoreConfig,
-    first_index: int,
-) -> pl.DataFrame:
-    """The shard's own best and worst candidates of every query, with their place in the corpus."""
-    reader, parts = GradientReader(path), []
+    first_position: int,
+) -> Rankings:
+    """The shard's own best and worst candidates of every query; of all others nothing is kept."""
+    reader = GradientReader(path)
+    parts: list[Rankings] = []
     for start in range(0, reader.num_rows, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, reader.num_rows)
+        influence = scores.influence(
+            [reader.rows(block, start, stop).astype(np.float64) @ basis.readout for block, basis in bases.items()],
+            np.stack([norms[block][start:stop] for block in bases], axis=1),
+            list(bases.values()),
+            mixing_weight=mixing_weight,
+            unit_norm=config.unit_norm,
+        ).T
+        positions = first_position + np.arange(start, stop)
         parts.append(
-            scores.influence(
-                [reader.rows(block, start, stop).astype(np.float64) @ basis.readout for block, basis in bases.items()],
-                np.stack([norms[block][start:stop] for block in bases], axis=1),
-                list(bases.values()),
-                mixing_weight=mixing_weight,
-                unit_norm=config.unit_norm,
-            )
+            {
+                kind: ranking.best(influence, positions, top_k=config.top_k or None, largest=kind == PROPONENT)
+                for kind in (PROPONENT, OPPONENT)
+            }
         )
-    num_queries = len(next(iter(bases.values())).coordinates)
-    table = np.concatenate(parts) if parts else np.zeros((0, num_queries))
-    ids = read_table(path, DOCUMENTS)["id"]
-    frames = [_candidate_schema().to_frame()]
-    for query in range(num_queries):
-        for kind, largest in ((PROPONENT, True), (OPPONENT, False)):
-            chosen = scores.top_indices(table[:, query], top_k=config.top_k or len(table), largest=largest)
-            frames.append(
+    return _merge(parts, config)
+
+
+def _merge(parts: Sequence[Rankings], config: ScoreConfig) -> Rankings:
+    return {
+        kind: ranking.merge([part[kind] for part in parts], top_k=config.top_k or None, largest=kind == PROPONENT)
+        for kind in (PROPONENT, OPPONENT)
+    }
+
+
+def _result_table(ranked: Rankings, request: ScoreRequest) -> pl.DataFrame:
+    """Positions in the corpus as candidate ids, one row a query, kind and rank."""
+    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
+    ids = pl.concat([read_table(path, DOCUMENTS)["id"] for path in request.shard_paths])
+    tables = []
+    for query, query_id in enumerate(query_ids):
+        for kind, best in ranked.items():
+            tables.append(
                 pl.DataFrame(
                     {
-                        "query": np.full(len(chosen), query),
-                        "kind": [kind] * len(chosen),
-                        "position": chosen + first_index,
-                        "candidate_id": ids.gather(chosen),
-                        "score": table[chosen, query],
+                        "query_id": query_id,
+                        "method": request.method,
+                        "kind": kind,
+                        "rank": np.arange(1, best.scores.shape[1] + 1),
+                        "candidate_id": ids.gather(best.positions[query]),
+                        "score": best.scores[query],
                     },
-                    schema=_candidate_schema(),
+                    schema_overrides=dict(RESULT_SCHEMA),
                 )
             )
-    return pl.concat(frames)
-
-
-def _candidate_schema() -> pl.Schema:
-    return pl.Schema(
-        {
-            "query": pl.UInt32,
-            "kind": pl.String,
-            "position": pl.UInt64,
-            "candidate_id": pl.String,
-            "score": pl.Float64,
-        }
-    )
-
-
-def _merge(parts: Sequence[pl.DataFrame], query_ids: pl.Series, request: ScoreRequest) -> pl.DataFrame:
-    """The best and worst over all shards from each shard's own: associative, ties in corpus order."""
-    candidates = pl.concat(parts).with_columns(
-        key=pl.when(pl.col("kind") == PROPONENT).then(-pl.col("score")).otherwise(pl.col("score")),
-        is_opponent=pl.col("kind") == OPPONENT,
-    )
-    ranked = candidates.sort("query", "is_opponent", "key", "position").with_columns(
-        rank=pl.int_range(1, pl.len() + 1).over("query", "kind")
-    )
-    kept = ranked.filter(pl.col("rank") <= request.config.top_k) if request.config.top_k else ranked
-    return kept.with_columns(query_id=query_ids.gather(kept["query"]), method=pl.lit(request.method)).select(
-        pl.col(name).cast(dtype) for name, dtype in RESULT_SCHEMA.items()
-    )
+    return pl.concat(tables)

@@ -29,7 +29,7 @@ class TailPatchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", title="Tail-patch")
 
     num_proponents: int = Field(10, ge=0, description="Proponents of each query and method; 0: none, skip it.")
-    learning_rate: float = Field(1e-3, gt=0, description="Root mean square of a step at most, per parameter.")
+    learning_rate: float = Field(3e-4, gt=0, description="Root mean square of a step at most, per parameter.")
 
 
 class TailPatchRequest(IndexedShards):

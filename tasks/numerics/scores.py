@@ -81,14 +81,3 @@ def influence(
         candidate_norms += outside / (1 - mixing_weight) + t**2 @ weights
         query_norms += basis.coordinates**2 @ weights
     return products / np.sqrt(np.outer(candidate_norms, query_norms)) if unit_norm else products
-
-
-def top_indices(scores: Float[ndarray, " n"], *, top_k: int, largest: bool) -> ndarray:
-    """Return the positions of the ``top_k`` largest or smallest scores, best first; ties keep corpus order."""
-    keys = -scores if largest else scores
-    if top_k < len(keys):
-        # everything at least as good as the k-th, so that ties are broken by position and not by the partition
-        candidates = np.flatnonzero(keys <= np.partition(keys, top_k - 1)[top_k - 1])
-    else:
-        candidates = np.arange(len(keys))
-    return candidates[np.argsort(keys[candidates], kind="stable")][:top_k]

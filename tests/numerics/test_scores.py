@@ -86,15 +86,3 @@ def test_mixing_weight_of_one_is_refused():
     train, queries = _random_blocks(rng, num_train=10, num_queries=2, dims=[4])
     with pytest.raises(ValueError, match="less than 1"):
         _fast(train, queries, mixing_weight=1.0, damping=0.1)
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    values=st.lists(st.integers(-3, 3), min_size=1, max_size=30),
-    top_k=st.integers(1, 40),
-    largest=st.booleans(),
-)
-def test_top_indices_equal_a_stable_sort(values, top_k, largest):
-    array = np.array(values, dtype=np.float64)
-    expected = sorted(range(len(values)), key=lambda i: (-values[i] if largest else values[i], i))[:top_k]
-    assert scores.top_indices(array, top_k=top_k, largest=largest).tolist() == expected
