@@ -97,19 +97,18 @@ def require_same_settings(existing: Index | None, engine: EngineSpec) -> None:
 
 
 def require_documents(shards: Sequence[Artifact]) -> tuple[Artifact, ...]:
-    """The shards that hold a document.
+    """All shards, those without a usable document too: what they quarantined counts.
 
     Raises:
-        InputError: None does.
+        InputError: No shard has a document.
     """
-    filled = tuple(shard for shard in shards if shard.facts["num_documents"])
-    if not filled:
+    if not sum(shard.facts["num_documents"] for shard in shards):
         num_quarantined = sum(shard.facts["num_quarantined"] for shard in shards)
         raise InputError(
             f"the corpus has no usable document: {num_quarantined} rows were quarantined; see the reasons in "
             "shards/*/quarantine.parquet, and check the text column and the checkpoint"
         )
-    return filled
+    return tuple(shards)
 
 
 def write_index(index: Index) -> None:

@@ -100,6 +100,8 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     parts, start = [], 0
     for path, shard in zip(request.shard_paths, request.shards, strict=True):
         stop = start + shard.facts["num_documents"]
+        if stop == start:  # every row of it was quarantined
+            continue
         shard_norms = {block: values[start:stop] for block, values in norms.items()}
         parts.append(delayed(_rank_shard, pure=False)(path, shard_norms, bases, weight.value, request.config, start))
         start = stop

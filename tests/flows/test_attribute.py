@@ -5,9 +5,8 @@ import polars as pl
 import pytest
 
 from flows.attribute import attribute
-from flows.config import AttributeConfig, IndexConfig
-from flows.index import index
-from storage.results import PROPONENT
+from flows.config import AttributeConfig
+from tests.flows.runs import build, score
 from tests.oracle import Oracle
 from tests.reference import influence
 from tests.tiny import QUERIES, TEXTS
@@ -16,36 +15,6 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 # Gradients are float32: seven digits, of which a dot product over some hundred dimensions and R^-1 cost a few.
 SCORE_TOLERANCE = 1e-4
-
-
-def build(directory, checkpoint, corpus, *, gradient, mode="auto", shard_size=7, **settings):
-    """Index the corpus in shards that its number of documents is no multiple of."""
-    return index(
-        IndexConfig.model_validate(
-            {
-                "checkpoint": str(checkpoint),
-                "index": str(directory),
-                "corpus": {"paths": [str(corpus)], "shard_size": shard_size},
-                "gradient": gradient,
-                "second_moment": {"mode": mode},
-                **settings,
-            }
-        )
-    )
-
-
-def score(directory, queries, out, *, dask="local", **settings):
-    """Scores [n q] of all documents in corpus order."""
-    config = {"index": str(directory), "queries": str(queries), "out": str(out), "dask": dask}
-    attribute(AttributeConfig.model_validate({**config, "score": {"top_k": 0, **settings}}))
-    return read_scores(out)
-
-
-def read_scores(out):
-    frame = pl.read_parquet(out / "proponents.parquet").filter(pl.col("kind") == PROPONENT)
-    by_pair = {(row["query_id"], row["candidate_id"]): row["score"] for row in frame.iter_rows(named=True)}
-    assert len(by_pair) == len(frame) == len(TEXTS) * len(QUERIES)
-    return np.array([[by_pair[query["id"], f"d{n}"] for query in QUERIES] for n in range(len(TEXTS))])
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +78,13 @@ def test_a_projection_with_a_full_second_moment_is_that_of_the_divided_gradient(
     np.testing.assert_allclose(scores, expected, atol=SCORE_TOLERANCE)
 
 
-def test_batches_shards_threads_and_processes_change_scores_by_rounding_alone(llama, corpus, queries, tmp_path):
+def test_the_sizes_of_batches_and_shards_change_scores_by_rounding_alone(llama, corpus, queries, tmp_path):
     gradient = {"projection_dim": 4}
     build(tmp_path / "one", llama, corpus, gradient=gradient, shard_size=1000)
     build(tmp_path / "many", llama, corpus, gradient=gradient, shard_size=3, model={"token_budget": 60})
     one = score(tmp_path / "one", queries, tmp_path / "out1")
     many = score(tmp_path / "many", queries, tmp_path / "out2")
     np.testing.assert_allclose(many, one, atol=SCORE_TOLERANCE)
-    processes = score(tmp_path / "many", queries, tmp_path / "out3", dask="processes", damping=0.100001)
-    np.testing.assert_allclose(processes, many, atol=SCORE_TOLERANCE)
 
 
 def test_a_float16_store_changes_scores_by_less_than_a_hundredth(llama, corpus, queries, tmp_path):
