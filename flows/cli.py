@@ -176,6 +176,20 @@ def demo(out: OutOption = "demo") -> None:
 
 
 @app.command()
+def mnist(
+    out: OutOption,
+    data: Annotated[str, typer.Option(help="digits, mnist, or an .npz file with X and y.")] = "digits",
+) -> None:
+    """The equation taken apart, term by term, on handwritten digits: one page that explains the method."""
+    _prepare()
+    from flows.mnist import MnistConfig
+    from flows.mnist import mnist as flow
+
+    page = _run(flow, MnistConfig.model_validate({"out": out, "data": data}))
+    console.print(f"Page: {page}", soft_wrap=True)
+
+
+@app.command()
 def show(directory: Annotated[str, typer.Argument(help="An index, or a directory of results.")]) -> None:
     """Explain an index or a result directory."""
     from flows.summary import describe

@@ -1,11 +1,13 @@
 """The cells of the study: one model each, measured. Each is one cached task, keyed by its images, set-up and seed.
 
-    terms     every way of scoring, with and without unit norm            variant × seed
-    sweeps    what one setting at a time does to the win rates            seed
-    geometry  R_train beside the exact projected Hessian                  seed
-    pictures  what the page draws of one model                            variant
+terms       every way of scoring, with and without unit norm            variant × seed
+sweeps      what one setting at a time does to the win rates            seed
+geometry    R_train beside the exact projected Hessian                  seed
+parameters  which parameters the numbers of a projection come from      seed
+pictures    what the page draws of one model                            variant
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from tasks.mnist_encodings import (
     directions,
     flattened,
     one_sided,
+    one_sided_by_parameter,
     two_sided,
     two_sided_projections,
 )
@@ -31,7 +34,15 @@ from tasks.numerics.curvature import gram, spectrum
 from tasks.numerics.subspaces import magnitude, principal_angles
 from tasks.stage import StageRequest, cached_task
 
-GALLERY_QUERIES, GALLERY_SIZE = 4, 6
+GALLERY_QUERIES, GALLERY_SIZE = 3, 6
+GALLERY_WAYS = (
+    ("gradient", "dot"),
+    ("gradient", "cosine"),
+    ("corrected", "cosine"),
+    ("two_sided", "cosine"),
+    ("two_sided_train", "cosine"),
+    ("two_sided_mixed", "cosine"),
+)
 CURVE_POINTS = 200
 
 
@@ -68,6 +79,24 @@ class Geometry(Measured):
     angles: dict[int, list[float]]
     hessian_wins: Wins
     matrices: dict[str, list[list[float]]] | None
+
+
+class ParameterShares(Measured):
+    """What each parameter contributes to the two-sided vectors, and what is left of two-sidedness without it.
+
+    Attributes:
+        length_shares: Share of the squared length that comes from each parameter.
+        dim_shares: Share of the numbers that come from it.
+        alone: Wins of each parameter's own numbers under mixed R.
+        control: Wins, by "no R", "train R" and "mixed R", of one-sided projections that give every parameter as many
+            numbers as the two-sided one does.
+    """
+
+    seed: int
+    length_shares: dict[str, float]
+    dim_shares: dict[str, float]
+    alone: dict[str, Wins]
+    control: dict[str, Wins]
 
 
 class Picture(Measured):
@@ -139,6 +168,11 @@ class GeometryRequest(CellRequest):
         return {**super().inputs(), "keep_matrices": self.keep_matrices}
 
 
+class ParametersRequest(CellRequest):
+    kind: ClassVar[str] = "parameters"
+    version: ClassVar[int] = 1
+
+
 class PicturesRequest(CellRequest):
     kind: ClassVar[str] = "pictures"
     version: ClassVar[int] = 1
@@ -190,6 +224,24 @@ def measure_geometry(request: GeometryRequest) -> Geometry:
 
 
 @cached_task
+def measure_parameters(request: ParametersRequest) -> ParameterShares:
+    """Take the two-sided vectors apart by parameter, and give a one-sided projection the same shares."""
+    fitted, config = request.fitted(), request.config
+    gradients = [corrected(g, fitted.second_moment, epsilon=config.epsilon) for g in fitted.gradients()]
+    P = two_sided_projections(gradients[0], projection_dim=config.projection_dim, seed=request.seed)
+    parts = {name: [two_sided(g, {name: projection}) for g in gradients] for name, projection in P.items()}
+    squares = {name: float(np.sum(vectors[1].astype(np.float64) ** 2)) for name, vectors in parts.items()}
+    control = one_sided_by_parameter(gradients, P, seed=request.seed)
+    return ParameterShares(
+        seed=request.seed,
+        length_shares={name: square / sum(squares.values()) for name, square in squares.items()},
+        dim_shares={name: projection.num_dims / config.num_dims for name, projection in P.items()},
+        alone={name: whitened_wins(vectors, fitted, config)["mixed R"] for name, vectors in parts.items()},
+        control=whitened_wins(control, fitted, config),
+    )
+
+
+@cached_task
 def draw_pictures(request: PicturesRequest) -> Pictures:
     """Where a gradient has its length, before and after √V, and which images each way of scoring finds."""
     fitted, config = request.fitted(), request.config
@@ -210,6 +262,17 @@ def draw_pictures(request: PicturesRequest) -> Pictures:
     )
 
 
+def whitened_wins(vectors: Sequence[np.ndarray], fitted: Fitted, config: StudyConfig) -> dict[str, Wins]:
+    """Wins of unit-norm scores without R, under R_train, and under R mixed."""
+    R = gram(vectors[1]) / len(vectors[1])
+    bare, whitened = (Scorer(vectors[0], vectors[1:], R=M, damping=config.damping) for M in (None, R))
+    return {
+        "no R": compare_wins(bare.scores(), fitted),
+        "train R": compare_wins(whitened.scores(), fitted),
+        "mixed R": compare_wins(whitened.scores(mixing_weight=config.mixing_weight), fitted),
+    }
+
+
 def ways_of_scoring(fitted: Fitted, config: StudyConfig, *, seed: int) -> dict[str, tuple]:
     """Each way's vectors (queries, candidates, candidates with the wrong label), its R or None, and its λ."""
     raw = fitted.gradients()
@@ -218,7 +281,7 @@ def ways_of_scoring(fitted: Fitted, config: StudyConfig, *, seed: int) -> dict[s
     flat = [flattened(g) for g in divided]
     projected = {
         "two_sided": [two_sided(g, P) for g in divided],
-        "one_sided": [one_sided(vectors, num_dims=config.num_dims, seed=seed) for vectors in flat],
+        "one_sided": one_sided(flat, num_dims=config.num_dims, seed=seed),
     }
     ways = {"gradient": ([flattened(g) for g in raw], None, 0.0), "corrected": (flat, None, 0.0)}
     for name, vectors in projected.items():
@@ -240,11 +303,12 @@ def _gallery(
     """The first queries, each of another digit, and the candidates that each way of scoring puts first."""
     _, first = np.unique(fitted.query_labels.numpy(), return_index=True)
     chosen = np.sort(first)[:GALLERY_QUERIES]
+    ways = ways_of_scoring(fitted, request.config, seed=request.seed)
     found: dict[str, np.ndarray] = {}
-    for name, (vectors, R, mixing_weight) in ways_of_scoring(fitted, request.config, seed=request.seed).items():
+    for name, norm in GALLERY_WAYS:
+        vectors, R, mixing_weight = ways[name]
         scorer = Scorer(vectors[0], vectors[1:2], R=R, damping=request.config.damping)
-        for norm in ("dot", "cosine"):
-            found[f"{name} {norm}"] = scorer.scores(mixing_weight=mixing_weight, unit_norm=norm == "cosine")[0]
+        found[f"{name} {norm}"] = scorer.scores(mixing_weight=mixing_weight, unit_norm=norm == "cosine")[0]
 
     def picture(inputs: torch.Tensor, label: torch.Tensor, score: float | None = None) -> Picture:
         pixels = (inputs[: shape[0] * shape[1]].reshape(shape) * 255).round().int().tolist()

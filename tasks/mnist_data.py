@@ -85,8 +85,9 @@ def check_images(pixels: ndarray, labels: ndarray, *, source: str) -> tuple[ndar
         raise InputError(f"{source} holds {len(labels)} images; give at least {SMALLEST}")
     if not np.isfinite(pixels).all() or pixels.min() < 0 or not pixels.max() > 0:
         raise InputError(f"{source} holds pixels outside [0, ∞) or only black ones; store brightness, as uint8 say")
-    if not np.array_equal(np.unique(labels), np.arange(10)):
-        raise InputError(f"{source} holds the labels {np.unique(labels)[:12].tolist()}; expected every digit from 0 to 9")
+    found = np.unique(labels).tolist()
+    if found != list(range(10)):
+        raise InputError(f"{source} holds the labels {found[:12]}; expected every digit from 0 to 9 and nothing else")
     return pixels, labels
 
 

@@ -5,18 +5,30 @@ Every vector is one of: the flattened gradient, the same divided by √V, and th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
 
-from tasks.mnist_model import Gradients
 from tasks.numerics.curvature import damped_factor, squared_norms, whiten
-from tasks.numerics.gradients import MatrixProjection
+from tasks.numerics.mlp import Gradients
 from tasks.numerics.projection import gaussian_projection
 from tasks.numerics.scores import QueryBasis, influence, query_basis
 from tasks.numerics.second_moment import FullSecondMoment, inverse_root
+
+
+@dataclass(frozen=True)
+class TwoSidedProjection:
+    """L [k m] and R [l n] of one parameter: l is k for a weight matrix and 1 for a bias, which has one column."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.left) * len(self.right)
 
 
 def corrected(gradients: Gradients, V: Mapping[str, FullSecondMoment], *, epsilon: float) -> Gradients:
@@ -29,7 +41,7 @@ def flattened(gradients: Gradients) -> ndarray:
     return torch.cat([G.flatten(1) for G in gradients.values()], dim=1).numpy()
 
 
-def two_sided_projections(gradients: Gradients, *, projection_dim: int, seed: int) -> dict[str, MatrixProjection]:
+def two_sided_projections(gradients: Gradients, *, projection_dim: int, seed: int) -> dict[str, TwoSidedProjection]:
     """L [k m] and R [k n] of every matrix; a bias, of one column, keeps it: R = 1."""
     projections = {}
     for name, G in gradients.items():
@@ -41,33 +53,43 @@ def two_sided_projections(gradients: Gradients, *, projection_dim: int, seed: in
             )
 
         right = torch.ones(1, 1) if n == 1 else draw("right", n)
-        projections[name] = MatrixProjection(module=name, shape=(m, n), left=draw("left", m), right=right)
+        projections[name] = TwoSidedProjection(left=draw("left", m), right=right)
     return projections
 
 
-def two_sided(gradients: Gradients, projections: Mapping[str, MatrixProjection]) -> ndarray:
+def two_sided(gradients: Gradients, projections: Mapping[str, TwoSidedProjection]) -> ndarray:
     """``L G Rᵀ`` of every parameter, flattened, one after another: 2k² + 2k numbers."""
     parts = [(P.left @ gradients[name] @ P.right.T).flatten(1) for name, P in projections.items()]
     return torch.cat(parts, dim=1).numpy()
 
 
-def one_sided(flat: ndarray, *, num_dims: int, seed: int) -> ndarray:
-    """One dense Gaussian projection of the flattened gradient, to as many numbers."""
-    P = gaussian_projection(
-        seed=seed, matrix_name="flattened", side="right", projection_dim=num_dims, input_dim=flat.shape[1]
-    )
-    return flat @ P.numpy().T
+def one_sided(flat: Sequence[ndarray], *, num_dims: int, seed: int, name: str = "flattened") -> list[ndarray]:
+    """One dense Gaussian projection of each set of flattened gradients, to as many numbers."""
+    num_inputs = flat[0].shape[1]
+    P = gaussian_projection(seed=seed, matrix_name=name, side="right", projection_dim=num_dims, input_dim=num_inputs)
+    return [vectors @ P.numpy().T for vectors in flat]
+
+
+def one_sided_by_parameter(
+    gradients: Sequence[Gradients], projections: Mapping[str, TwoSidedProjection], *, seed: int
+) -> list[ndarray]:
+    """A dense Gaussian projection of each parameter, to as many numbers as its two-sided one has."""
+    parts = []
+    for name, P in projections.items():
+        flat = [g[name].flatten(1).numpy() for g in gradients]
+        parts.append(one_sided(flat, num_dims=P.num_dims, seed=seed, name=f"flattened {name}"))
+    return [np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True)]
 
 
 def directions(
-    projections: Mapping[str, MatrixProjection], V: Mapping[str, FullSecondMoment], *, epsilon: float
+    projections: Mapping[str, TwoSidedProjection], V: Mapping[str, FullSecondMoment], *, epsilon: float
 ) -> dict[str, Tensor]:
     """The rows of P/√V as gradient-shaped matrices [d m n], each in its own parameter and zero in the others."""
     num_dims = sum(P.num_dims for P in projections.values())
     rows, start = {}, 0
     for name, P in projections.items():
         own = torch.einsum("im,jn->ijmn", P.left, P.right).flatten(0, 1) * inverse_root(V[name], epsilon=epsilon)
-        rows[name] = torch.zeros(num_dims, *P.shape)
+        rows[name] = torch.zeros(num_dims, *own.shape[1:])
         rows[name][start : start + P.num_dims] = own
         start += P.num_dims
     return rows
@@ -87,8 +109,6 @@ class Scorer:
     def scores(self, *, mixing_weight: float = 0.0, unit_norm: bool = True) -> list[ndarray]:
         """I(z_m, z_q) [n q] of each candidate set."""
         return [
-            influence(
-                [coordinates], norms[:, None], [self._basis], mixing_weight=mixing_weight, unit_norm=unit_norm
-            )
+            influence([coordinates], norms[:, None], [self._basis], mixing_weight=mixing_weight, unit_norm=unit_norm)
             for coordinates, norms in zip(self._coordinates, self._norms, strict=True)
         ]

@@ -18,8 +18,6 @@ NUM_CLASSES = 10
 EVAL_FRACTION = 0.2
 NUM_CHECKPOINTS = 10
 
-Gradients = dict[str, Tensor]  # parameter name → [b m n]
-
 
 class StudyConfig(BaseModel):
     """The set-up of the study."""
@@ -67,7 +65,7 @@ class Fitted:
     queries: Tensor
     query_labels: Tensor
 
-    def gradients(self) -> tuple[Gradients, Gradients, Gradients]:
+    def gradients(self) -> tuple[mlp.Gradients, mlp.Gradients, mlp.Gradients]:
         """Of the queries, of the candidates, and of the candidates with the wrong label."""
         return (
             mlp.example_gradients(self.parameters, self.queries, self.query_labels),
@@ -88,7 +86,8 @@ def fit(brightness: ndarray, labels: ndarray, *, variant: Variant, seed: int, co
     x, y = torch.from_numpy(inputs), torch.from_numpy(labels[order])
     num_train = len(y) - round(EVAL_FRACTION * len(y))
     parameters, V, accuracies = _train(x, y, num_train=num_train, seed=seed, config=config)
-    candidates, queries = slice(0, min(config.num_candidates, num_train)), slice(num_train, num_train + config.num_queries)
+    candidates = slice(0, min(config.num_candidates, num_train))
+    queries = slice(num_train, num_train + config.num_queries)
     return Fitted(
         parameters=parameters,
         second_moment={name: FullSecondMoment(values) for name, values in V.items()},
@@ -110,7 +109,8 @@ def _train(
     )
     schedule = mlp.Schedule(config.num_steps, config.batch_size, config.learning_rate)
     accuracies, V = [(0, mlp.accuracy(parameters, x[num_train:], y[num_train:]))], {}
-    for step, V in mlp.adam_steps(parameters, x[:num_train], y[:num_train], schedule=schedule, generator=generator):
+    steps = mlp.adam_steps(parameters, x[:num_train], y[:num_train], schedule=schedule, generator=generator)
+    for step, V in steps:  # noqa: B007 - the last V is what the optimizer ends with
         if step % (config.num_steps // NUM_CHECKPOINTS) == 0:
             accuracies.append((step, mlp.accuracy(parameters, x[num_train:], y[num_train:])))
     return parameters, V, accuracies

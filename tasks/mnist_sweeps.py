@@ -1,4 +1,4 @@
-"""One setting at a time: damping, λ, projection size, evaluation images, training images, the floor of √V."""
+"""One setting at a time: damping, λ, projection size, both samples, the floor of √V, directions that are kept."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -10,12 +10,14 @@ from tasks.mnist_encodings import Scorer, corrected, flattened, one_sided, two_s
 from tasks.mnist_model import Fitted, StudyConfig
 from tasks.mnist_tests import Wins, compare_wins
 from tasks.numerics.curvature import gram
+from tasks.numerics.subspaces import leading_eigenvectors
 
 DAMPINGS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MIXING_WEIGHTS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 PROJECTION_DIMS = (2, 4, 8, 16, 24)
 SWEPT_QUERIES = (25, 50, 100, 200, 500, 1000)
 SWEPT_CANDIDATES = (200, 350, 500, 1000, 2000)
+DIRECTIONS = (3, 5, 10, 20, 40, 80)
 EPSILONS = (1e-8, 1e-4, 1e-3, 1e-2, 1e-1, 0.5)
 
 Vectors = Sequence[ndarray]  # of the queries, the candidates, the candidates with the wrong label
@@ -35,7 +37,8 @@ class Point(BaseModel):
 def sweep_all(fitted: Fitted, config: StudyConfig, *, seed: int) -> list[Point]:
     """Every point of every sweep for one model; the sizes of the two samples are the set-up's where not swept."""
     sweep = _Sweep(fitted, config, seed)
-    return [*sweep.damping(), *sweep.mixing(), *sweep.projection(), *sweep.samples(), *sweep.floor()]
+    kinds = (sweep.damping, sweep.mixing, sweep.projection, sweep.samples, sweep.floor, sweep.directions)
+    return [point for kind in kinds for point in kind()]
 
 
 class _Sweep:
@@ -52,7 +55,7 @@ class _Sweep:
         num_dims = 2 * projection_dim * (projection_dim + 1)
         return {
             "two-sided": [two_sided(g, P) for g in divided],
-            "one-sided": [one_sided(flattened(g), num_dims=num_dims, seed=self.seed) for g in divided],
+            "one-sided": one_sided([flattened(g) for g in divided], num_dims=num_dims, seed=self.seed),
         }
 
     def cut(self, vectors: Vectors, *, num_candidates: int = 0, num_queries: int = 0) -> Vectors:
@@ -103,3 +106,13 @@ class _Sweep:
                 for whitening in ("no R", "mixed R"):
                     [wins] = self.wins(self.cut(vectors), whitening=whitening)
                     yield Point(sweep="floor", curve=f"{name}, {whitening}", x=x, wins=wins)
+
+    def directions(self) -> Iterator[Point]:
+        """The vectors cut down to the leading eigenvectors of R_train, as they are and whitened among themselves."""
+        for name, vectors in self.sample.items():
+            R = gram(vectors[1]) / len(vectors[1])
+            for x in (*(x for x in DIRECTIONS if x < len(R)), len(R)):
+                U = leading_eigenvectors(R, num_directions=x)
+                for whitening in ("no R", "train R"):
+                    [wins] = self.wins([kind @ U for kind in vectors], whitening=whitening)
+                    yield Point(sweep="directions", curve=f"{name}, {whitening}", x=x, wins=wins)

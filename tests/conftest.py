@@ -48,7 +48,11 @@ def queries(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
     """A Prefect server of its own, with its results in a directory of its own: nothing is cached from other runs."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
     settings = {

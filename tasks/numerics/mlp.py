@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy, one_hot
 HIDDEN_WEIGHT, HIDDEN_BIAS = "hidden.weight", "hidden.bias"
 OUTPUT_WEIGHT, OUTPUT_BIAS = "output.weight", "output.bias"
 
-Parameters = dict[str, Tensor]
+Parameters = dict[str, Tensor]  # [m n]: each parameter has its own m and n
+Gradients = dict[str, Tensor]  # [b m n]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def adam_steps(
     *,
     schedule: Schedule,
     generator: torch.Generator,
-) -> Iterator[tuple[int, dict[str, Float[Tensor, "m n"]]]]:
+) -> Iterator[tuple[int, Parameters]]:
     """Train ``parameters`` in place; after each step yield its number and V, Adam's own ``exp_avg_sq``."""
     leaves = list(parameters.values())
     optimizer = torch.optim.Adam([leaf.requires_grad_() for leaf in leaves], lr=schedule.learning_rate)
@@ -75,9 +76,7 @@ def adam_steps(
         leaf.requires_grad_(False)
 
 
-def example_gradients(
-    parameters: Parameters, x: Float[Tensor, "b p"], y: Int[Tensor, " b"]
-) -> dict[str, Float[Tensor, "b m n"]]:
+def example_gradients(parameters: Parameters, x: Float[Tensor, "b p"], y: Int[Tensor, " b"]) -> Gradients:
     """The gradient of each example's own loss, as outer products of what went in and what came back."""
     hidden = torch.relu(x @ parameters[HIDDEN_WEIGHT].T + parameters[HIDDEN_BIAS].T)
     z = hidden @ parameters[OUTPUT_WEIGHT].T + parameters[OUTPUT_BIAS].T
@@ -96,7 +95,7 @@ def projected_hessian(
     x: Float[Tensor, "n p"],
     y: Int[Tensor, " n"],
     *,
-    directions: dict[str, Float[Tensor, "d m n"]],
+    directions: Gradients,
 ) -> Float[Tensor, "d d"]:
     """Return ``A H Aᵀ``, H the Hessian of the mean loss and A's rows the directions, in float64.
 

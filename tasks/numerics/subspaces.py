@@ -1,6 +1,6 @@
 """Which directions two symmetric matrices agree on.
 
-    R, H  [d d]  symmetric          U_r(·)  [d r]  eigenvectors of the r eigenvalues largest in magnitude
+R, H  [d d]  symmetric          U_r(·)  [d r]  eigenvectors of the r eigenvalues largest in magnitude
 """
 
 import numpy as np

@@ -1,0 +1,105 @@
+import pickle
+
+import pytest
+from upath import UPath
+
+from storage.errors import CorruptionError, MissingError
+from storage.manifest import (
+    damaged_files,
+    digest_of,
+    is_complete,
+    new_artifact,
+    read_checked,
+    read_manifest,
+    remove_tree,
+    require_manifest,
+)
+
+IDENTITY = {"stage": "things", "seed": 3}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return UPath(tmp_path) / "index" / "things" / "0123456789abcdef"
+
+
+def _write(directory, identity=IDENTITY, content=b"bytes"):
+    with new_artifact(directory, kind="things", identity=identity) as draft:
+        (draft.path / "below").mkdir()
+        (draft.path / "below" / "file").write_bytes(content)
+        draft.facts["num_rows"] = 7
+    return directory
+
+
+def test_a_finished_artifact_is_complete_for_its_own_identity_alone(directory):
+    _write(directory)
+    assert is_complete(directory, {"seed": 3, "stage": "things"})  # the order of keys says nothing
+    assert not is_complete(directory, {"stage": "things", "seed": 4})
+    manifest = require_manifest(directory)
+    assert manifest.facts == {"num_rows": 7}
+    assert read_checked(directory, "below/file") == b"bytes"
+
+
+def test_an_interrupted_writer_leaves_nothing_that_a_reader_sees_and_the_next_one_clears_it(directory):
+    with pytest.raises(KeyboardInterrupt), new_artifact(directory, kind="things", identity=IDENTITY) as draft:
+        (draft.path / "half").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert not directory.exists()
+    assert [path.name.startswith(".0123456789abcdef.partial-") for path in directory.parent.iterdir()] == [True]
+    _write(directory)
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_leftover_of_another_artifact_is_left_alone(directory):
+    other = directory.parent / ".fedcba9876543210.partial-00000000"
+    other.mkdir(parents=True)
+    _write(directory)
+    assert other.is_dir()
+
+
+def test_the_same_content_written_twice_has_the_same_manifest(directory):
+    first = (_write(directory) / "manifest.json").read_bytes()
+    assert (_write(directory) / "manifest.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(b"bytez"), lambda f: f.unlink()])
+def test_damage_is_found_and_read_as_an_error_that_names_file_and_cure(directory, damage):
+    _write(directory)
+    assert damaged_files(directory) == []
+    damage(directory / "below" / "file")
+    assert damaged_files(directory) == ["below/file"]
+    with pytest.raises(CorruptionError, match=r"below/file .*; run `trackstar verify .* --repair`"):
+        read_checked(directory, "below/file")
+
+
+def test_an_unreadable_manifest_is_an_error_and_an_absent_one_is_not(directory):
+    assert read_manifest(directory) is None
+    with pytest.raises(MissingError):
+        require_manifest(directory)
+    _write(directory)
+    (directory / "manifest.json").write_text("{")
+    with pytest.raises(CorruptionError, match="manifest"):
+        read_manifest(directory)
+
+
+def test_a_removed_artifact_is_gone(directory):
+    remove_tree(_write(directory))
+    assert not directory.exists()
+
+
+def test_a_relative_directory_has_the_same_files_as_an_absolute_one(directory, monkeypatch, tmp_path):
+    from storage.layout import location
+
+    monkeypatch.chdir(tmp_path)
+    _write(location("here/things/0123456789abcdef"))
+    assert list(require_manifest(UPath(tmp_path) / "here/things/0123456789abcdef").files) == ["below/file"]
+
+
+def test_digests_refuse_what_json_has_no_word_for():
+    with pytest.raises(ValueError, match="Out of range float"):
+        digest_of({"damping": float("nan")})
+
+
+def test_storage_errors_cross_process_boundaries():
+    error = pickle.loads(pickle.dumps(CorruptionError("/a/b", "is damaged", "write it again")))
+    assert (error.path, error.problem, error.cure) == ("/a/b", "is damaged", "write it again")

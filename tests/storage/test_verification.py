@@ -1,0 +1,59 @@
+import json
+
+import pytest
+from upath import UPath
+
+from storage.manifest import new_artifact, require_manifest
+from storage.verification import findings, remove_damaged
+
+
+@pytest.fixture
+def index(tmp_path):
+    root = UPath(tmp_path) / "index"
+    named = []
+    for digit in "ab":
+        directory = root / "shards" / (digit * 16)
+        with new_artifact(directory, kind="shards", identity={"digit": digit}) as draft:
+            (draft.path / "file").write_bytes(digit.encode())
+        named.append({"name": f"shards/{digit * 16}", "digest": require_manifest(directory).digest, "facts": {}})
+    (root / "index.json").write_text(json.dumps({"shards": named}))
+    return root
+
+
+def _problems(index):
+    return [finding.problem for finding in findings(index) if finding is not None]
+
+
+def test_a_sound_index_has_no_findings(index):
+    assert _problems(index) == []
+
+
+def test_every_kind_of_damage_is_found(index):
+    (index / "shards" / ("a" * 16) / "file").write_bytes(b"x")
+    (index / "shards" / (".cccccccccccccccc.partial-00000000")).mkdir()
+    (index / "shards" / ("d" * 16)).mkdir()
+    problems = sorted(_problems(index))
+    assert problems == [
+        "has damaged files: file",
+        "is what an interrupted run left behind",
+        "was never completed: it has no manifest.json",
+    ]
+
+
+def test_an_artifact_that_index_json_names_and_that_is_gone_is_found(index):
+    (index / "shards" / ("a" * 16)).rename(index / "elsewhere")
+    assert _problems(index) == ["is named in index.json and is not there"]
+
+
+def test_an_unreadable_index_json_is_found(index):
+    (index / "index.json").write_text("{")
+    assert _problems(index) == ["is not readable"]
+
+
+def test_repair_removes_what_is_damaged_and_nothing_else(index):
+    (index / "shards" / ("a" * 16) / "file").write_bytes(b"x")
+    (index / "notes" / "mine").mkdir(parents=True)
+    (index / "notes" / "mine" / "thoughts.txt").write_text("not an artifact")
+    remove_damaged([finding for finding in findings(index) if finding is not None])
+    assert [path.name for path in (index / "shards").iterdir()] == ["b" * 16]
+    assert (index / "notes" / "mine" / "thoughts.txt").exists()
