@@ -55,7 +55,7 @@ class ScoreRequest(IndexedShards):
     """One query set to be scored against one index."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     method: str
     config: ScoreConfig

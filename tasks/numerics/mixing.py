@@ -4,7 +4,9 @@
     λ σ_eval[k] = (1-λ) σ_train[k]    ⇔    λ = σ_train[k] / (σ_eval[k] + σ_train[k])
 
 Chang et al. 2024, Appendix A: the curves cross near component 1000 of 65,536, so that the directions in which
-queries are strongest are those of the task they share, and are damped.
+queries are strongest are those of the task they share, and are damped. Few queries span fewer directions than that, and
+the last of those hold next to nothing (a query answered with certainty has next to no gradient): a crossing there would
+send λ to 1. Such a matrix is taken at its effective rank exp(−Σ p log p), p = σ / Σ σ (Roy and Vetterli 2007).
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ class MixingWeight:
         value: λ.
         crossing_index: The 1-based component at which the curves were made to cross.
         wanted_index: The component the paper's fraction asks for.
-        limited_by: "R_eval" or "R_train" where that matrix has a smaller rank than the wanted index, else None.
+        limited_by: "R_eval" or "R_train" where its effective rank is below the wanted index, else None.
     """
 
     value: float
@@ -36,7 +38,7 @@ class MixingWeight:
 def crossing_mixing_weight(
     train_spectrum: Float[ndarray, " d"], eval_spectrum: Float[ndarray, " e"], *, num_dims: int
 ) -> MixingWeight:
-    """Return λ = σ_train[k] / (σ_eval[k] + σ_train[k]) at k = num_dims · 1000/65,536, or at the smaller rank.
+    """Return λ = σ_train[k] / (σ_eval[k] + σ_train[k]) at k = num_dims · 1000/65,536, or at a smaller effective rank.
 
     Args:
         train_spectrum: Eigenvalues of R_train of all blocks, in any order.
@@ -47,7 +49,7 @@ def crossing_mixing_weight(
         ValueError: Either matrix is zero.
     """
     train, evaluation = np.sort(train_spectrum)[::-1], np.sort(eval_spectrum)[::-1]
-    ranks = {"R_eval": _rank(evaluation), "R_train": _rank(train)}
+    ranks = {"R_eval": effective_rank(evaluation), "R_train": effective_rank(train)}
     for name, rank in ranks.items():
         if rank == 0:
             raise ValueError(f"{name} is zero, so no mixing weight follows from it; give one, or use train whitening")
@@ -58,7 +60,10 @@ def crossing_mixing_weight(
     return MixingWeight(float(value), index, wanted, smaller if index < wanted else None)
 
 
-def _rank(descending: Float[ndarray, " d"]) -> int:
-    """Number of eigenvalues above float32 rounding: the gradients behind them are float32."""
-    largest = descending[0] if len(descending) else 0.0
-    return int(np.sum(descending > np.finfo(np.float32).eps * largest))
+def effective_rank(spectrum: Float[ndarray, " d"]) -> int:
+    """Return exp(−Σ p log p) of p = σ / Σ σ, rounded: the rank for equal eigenvalues, 0 for a zero matrix."""
+    positive = spectrum[spectrum > 0]
+    if len(positive) == 0:
+        return 0
+    p = positive / positive.sum()
+    return round(float(np.exp(-np.sum(p * np.log(p)))))

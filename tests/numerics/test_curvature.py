@@ -48,12 +48,24 @@ def test_mixing_weight_makes_the_curves_cross_at_the_scaled_component():
     assert weight.value * np.sort(evaluation)[::-1][k] == pytest.approx((1 - weight.value) * np.sort(train)[::-1][k])
 
 
-def test_mixing_weight_of_few_queries_uses_their_rank_and_says_so():
+def test_mixing_weight_of_few_queries_is_taken_at_their_effective_rank_and_says_so():
     train = np.linspace(1, 2, 65_536)
-    weight = mixing.crossing_mixing_weight(train, np.array([4.0, 2.0, 1e-12]), num_dims=65_536)
-    assert (weight.crossing_index, weight.wanted_index, weight.limited_by) == (2, 1000, "R_eval")
-    assert weight.value == pytest.approx(np.sort(train)[::-1][1] / (2.0 + np.sort(train)[::-1][1]))
-    assert weight.value < 0.6
+    weight = mixing.crossing_mixing_weight(train, np.array([4.0, 4.0, 4.0, 1e-12]), num_dims=65_536)
+    assert (weight.crossing_index, weight.wanted_index, weight.limited_by) == (3, 1000, "R_eval")
+    third = np.sort(train)[::-1][2]
+    assert weight.value == pytest.approx(third / (4.0 + third))
+
+
+def test_a_query_that_is_answered_with_certainty_does_not_send_the_mixing_weight_to_one():
+    rng = np.random.default_rng(5)
+    evaluation = np.concatenate([rng.exponential(size=140), 1e-9 * rng.exponential(size=20)])
+    weight = mixing.crossing_mixing_weight(rng.exponential(size=65_536), evaluation, num_dims=65_536)
+    assert weight.value < 0.99
+
+
+def test_effective_rank_of_equal_eigenvalues_is_their_number():
+    assert mixing.effective_rank(np.array([3.0, 3.0, 3.0, 0.0])) == 3
+    assert mixing.effective_rank(np.zeros(4)) == 0
 
 
 def test_mixing_weight_of_zero_gradients_is_refused():
