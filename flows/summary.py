@@ -61,7 +61,7 @@ def attribution_table(config: Any) -> RenderableType:
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
-        ("damping", f"{method['damping']:g}"),
+        ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
         ("results", config.out),
     ]
     return Group(table, facts_table("Run", facts))
@@ -134,6 +134,14 @@ def _limit(method: dict[str, Any]) -> str:
     return (
         f" (at component {method['crossing_index']} instead of {method['wanted_index']}: {method['limited_by']} ends)"
     )
+
+
+def _damping_advice(run: dict[str, Any], method: dict[str, Any]) -> str:
+    """R_train of fewer documents than dimensions is singular: little damping then drowns what they have in common."""
+    widest = max(run["block_dims"].values())
+    if method["whitening"] == "none" or method["damping"] >= 1 or run["num_documents"] >= widest:
+        return ""
+    return f" (fewer documents than a block's {widest:,} dimensions: try --damping 10)"
 
 
 def _size_bytes(path: Any) -> int:

@@ -65,7 +65,9 @@ def _client(where: str) -> Iterator[Client]:
     try:
         client = Client(where, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {where!r} ({error}); give local, processes or its address") from error
+        raise InputError(
+            f"no Dask scheduler answers at {where!r} ({error}); give local, processes or its address"
+        ) from error
     with client:
         yield client
 

@@ -55,7 +55,7 @@ class ScoreRequest(IndexedShards):
     """One query set to be scored against one index."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: str
     config: ScoreConfig
@@ -114,6 +114,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "wanted_index": weight.wanted_index,
         "limited_by": weight.limited_by,
         "damping": request.config.damping,
+        "whitening": request.config.whitening,
         "num_candidates": start,
         "spectrum": request.spectrum and request.spectrum.name,
     }

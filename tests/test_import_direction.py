@@ -1,4 +1,4 @@
-"""Imports point one way: flows → tasks → storage; the numerics and the storage know nothing of Prefect or each other."""
+"""Imports point one way, flows → tasks → storage; numerics and storage know nothing of Prefect or each other."""
 
 import ast
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Top k by partition and by merging parts, against a plain stable sort of everything."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_merging_parts_in_any_grouping_equals_ranking_the_whole(values, cuts, to
     bounds = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     parts = [
         ranking.best(table[:, start:stop], np.arange(start, stop), top_k=top_k, largest=largest)
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in itertools.pairwise(bounds)
     ]
     groups = [group for group in (parts[:split], parts[split:]) if group]
     merged = ranking.merge(

@@ -23,10 +23,12 @@ def directory(tmp_path):
     return UPath(tmp_path) / "index" / "things" / "0123456789abcdef"
 
 
-def _write(directory, identity=IDENTITY, content=b"bytes"):
-    with new_artifact(directory, kind="things", identity=identity) as draft:
+def _write(directory, *, interrupted=False):
+    with new_artifact(directory, kind="things", identity=IDENTITY) as draft:
         (draft.path / "below").mkdir()
-        (draft.path / "below" / "file").write_bytes(content)
+        (draft.path / "below" / "file").write_bytes(b"bytes")
+        if interrupted:
+            raise KeyboardInterrupt
         draft.facts["num_rows"] = 7
     return directory
 
@@ -41,9 +43,8 @@ def test_a_finished_artifact_is_complete_for_its_own_identity_alone(directory):
 
 
 def test_an_interrupted_writer_leaves_nothing_that_a_reader_sees_and_the_next_one_clears_it(directory):
-    with pytest.raises(KeyboardInterrupt), new_artifact(directory, kind="things", identity=IDENTITY) as draft:
-        (draft.path / "half").write_bytes(b"")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _write(directory, interrupted=True)
     assert not directory.exists()
     assert [path.name.startswith(".0123456789abcdef.partial-") for path in directory.parent.iterdir()] == [True]
     _write(directory)
