@@ -163,7 +163,7 @@ def test_an_index_takes_no_gradients_of_another_setting(llama, gpt2, corpus, tmp
     build(tmp_path / "index", llama, corpus)
     before, times = files(tmp_path / "index"), modification_times(tmp_path / "index")
     for changed in ({"gradient": {"projection_dim": 5}}, {"model": {"dtype": "bfloat16"}}, {"mode": "none"}):
-        with pytest.raises(InputError, match="was built with .* choose another --index"):
+        with pytest.raises(InputError, match=r"was built with .* choose another --index"):
             build(tmp_path / "index", llama, corpus, **changed)
     with pytest.raises(InputError, match="was built with checkpoint"):
         build(tmp_path / "index", gpt2, corpus, mode="none")
