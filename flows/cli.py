@@ -176,6 +176,39 @@ def demo(out: OutOption = "demo") -> None:
 
 
 @app.command()
+def reindex(
+    checkpoints: Annotated[str, typer.Option(help="Directory that training saves its checkpoints in.")],
+    corpus: Annotated[list[str], typer.Option(help="Files or directories, one or more.")],
+    indexes: Annotated[str, typer.Option(help="Directory of an index and results per checkpoint.")],
+    queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
+    keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
+    projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    dask: DaskOption = "local",
+) -> None:
+    """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
+    _prepare()
+    from flows.config import ReindexConfig
+    from flows.reindex import reindex as flow
+    from flows.summary import facts_table
+
+    config = ReindexConfig.model_validate(
+        {
+            "checkpoints": checkpoints,
+            "indexes": indexes,
+            "corpus": {"paths": corpus},
+            "queries": queries,
+            "keep_last": keep_last,
+            "gradient": {"projection_dim": projection_dim},
+            "dask": dask,
+        }
+    )
+    done = _run(flow, config)
+    outcome = "nothing to do" if done.is_idle else "done"
+    facts = [(name, ", ".join(value) or "none") for name, value in done]
+    console.print(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts))
+
+
+@app.command()
 def mnist(
     out: OutOption,
     data: Annotated[str, typer.Option(help="digits, mnist, or an .npz file with X and y.")] = "digits",
@@ -213,6 +246,29 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def selfcheck(
+    checkpoint: Annotated[str, typer.Option(help="Directory of a Hugging Face checkpoint.")],
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
+    device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+) -> None:
+    """Measure whether a checkpoint is causal, exact, and independent of batches, padding and threads."""
+    from tasks.checkpoint import ModelConfig
+    from tasks.selfcheck import selfcheck as measure
+
+    config = ModelConfig.model_validate({"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code})
+    result = measure(checkpoint, config)
+    console.print(f"attention: {result.attention}")
+    for check in result.checks:
+        verdict = "ok" if check.holds else "BROKEN"
+        console.print(
+            f"{verdict:<7}{check.name}: changes by {check.change:.1e}, limit {check.limit:.0e}", soft_wrap=True
+        )
+    if not result.holds:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
@@ -240,6 +296,8 @@ def _explain(error: Exception) -> tuple[str, int | None]:
         return escape(str(error)), 2
     if isinstance(error, StorageError):
         return escape(str(error)), 1
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a directory that may not be written to
+        return escape(f"{error.filename or 'the system'}: {error.strerror}"), 1
     return "", None
 
 

@@ -4,7 +4,6 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import CompareConfig
-from storage.queries import read_queries
 from tasks.artifacts import publish_metrics
 from tasks.attribution import encode, write_results
 from tasks.comparison import write_comparison
@@ -14,11 +13,11 @@ from tasks.methods import rank_by
 from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 
 
-@flow(name="compare", flow_run_name="compare {config.queries}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="compare", flow_run_name="compare {config.subject}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
     config.check()
-    queries = read_queries(config.queries)
+    queries = config.asked()
     index = read_index(config.index)
     encoded = encode(index, queries)
     rankings = tuple(

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from storage.errors import InputError
 from storage.gradients import StoreDtype
 from storage.layout import location
-from storage.queries import read_queries
+from storage.queries import Query, read_queries
 from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
 from tasks.engine import GradientConfig
@@ -18,7 +19,13 @@ from tasks.tail_patch import TailPatchConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
+QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
+SUBJECT_CHARACTERS = 60
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
+
+
+def name_of(url: str) -> str:
+    return location(url).name
 
 
 class FlowConfig(BaseModel):
@@ -42,6 +49,11 @@ class IndexConfig(FlowConfig):
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
+    @property
+    def name(self) -> str:
+        """The checkpoint, as runs are called after it."""
+        return name_of(self.checkpoint)
+
     def check(self) -> None:
         model_files(self.checkpoint)
         self.corpus.files()
@@ -51,15 +63,42 @@ class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    queries: Url = Field(title="Queries", description='JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.')
+    queries: Url | None = Field(None, title="Queries file", description=f"{QUERIES_HELP} Or type one query below.")
+    prompt: str | None = Field(None, title="Prompt", description="Instead of a file: what the model reads first.")
+    completion: str | None = Field(None, title="Completion", description="Instead of a file: what it then says.")
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
+    @property
+    def subject(self) -> str:
+        """What a run of this is called: the checkpoint's index and what is asked."""
+        asked = name_of(self.queries) if self.queries else f"{self.prompt or ''}{self.completion or ''}"
+        return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
+
     def check(self) -> None:
         self.score.check()
         read_index(self.index)
-        read_queries(self.queries)
+        self.asked()
+
+    def asked(self) -> list[Query]:
+        """The queries of the file, or the one that was typed in.
+
+        Raises:
+            InputError: Both were given, or neither, or the file is wrong.
+        """
+        is_typed = self.completion is not None or self.prompt is not None
+        if (self.queries is not None) == is_typed:
+            raise InputError(
+                f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
+                "prompt and a completion"
+            )
+        return read_queries(self.queries) if self.queries is not None else [self._typed()]
+
+    def _typed(self) -> Query:
+        if not (self.completion or "").strip():
+            raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
+        return Query(id="typed", prompt=self.prompt or "", completion=self.completion)
 
 
 class CompareConfig(AttributeConfig):
@@ -77,3 +116,31 @@ class CompareConfig(AttributeConfig):
     def check(self) -> None:
         require_known(self.methods)
         super().check()
+
+
+class ReindexConfig(FlowConfig):
+    """A training run's checkpoints, each indexed and asked the standing queries."""
+
+    checkpoints: Url = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
+    indexes: Url = Field(title="Indexes", description="Directory that an index and results per checkpoint go to.")
+    corpus: CorpusConfig
+    queries: Url | None = Field(None, title="Standing queries", description=QUERIES_HELP)
+    keep_last: int | None = Field(
+        None, ge=1, title="Keep", description="Only the last N checkpoints have an index; by default all. Results stay."
+    )
+    model: ModelConfig = ModelConfig()
+    gradient: GradientConfig = GradientConfig()
+    second_moment: SecondMomentConfig = SecondMomentConfig()
+    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    score: ScoreConfig = ScoreConfig()
+    dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.checkpoints)
+
+    def check(self) -> None:
+        self.score.check()
+        self.corpus.files()
+        if self.queries is not None:
+            read_queries(self.queries)

@@ -27,7 +27,7 @@ class DemoConfig(FlowConfig):
     methods: tuple[str, ...] = Field(("trackstar", "bm25", "random"), title="Methods", description="What is compared.")
 
 
-@flow(name="demo", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="demo", flow_run_name="demo {config.out}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def demo(config: DemoConfig) -> Metrics:
     """Train a small model on facts about countries, index its corpus, ask about what it has learnt, and compare."""
     files = write_demo_files(config.corpus, f"{config.out}/corpus")

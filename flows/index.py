@@ -15,7 +15,7 @@ from tasks.stage import gather
 
 
 # Shards run one after another: each uses every core or the whole GPU. Several machines take several work pools.
-@flow(name="index", flow_run_name="index {config.checkpoint}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="index", flow_run_name="index {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def index(config: IndexConfig) -> Index:
     """Write the projected gradient of every document, and the autocorrelation R_train they have."""
     config.check()
@@ -29,6 +29,7 @@ def index(config: IndexConfig) -> Index:
         gradient=config.gradient,
         second_moment=None,
     )
+    require_same_settings(existing, bare, config.second_moment)
     V = second_moment(
         config.second_moment,
         bare,
@@ -37,9 +38,8 @@ def index(config: IndexConfig) -> Index:
         existing=existing and existing.engine,
     )
     engine = bare.model_copy(update={"second_moment": V})
-    require_same_settings(existing, engine)
     requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
-    shards = require_documents(gather(index_shard.map(requests)))
+    shards = require_documents(gather(index_shard.map(requests)), index=config.index)
     reduction = AutocorrelationRequest(index=config.index, shards=shards, dask=config.dask)
     autocorrelation = write_autocorrelation(reduction) if reduction.is_feasible else None
     finished = Index(engine=engine, corpus=config.corpus, shards=shards, autocorrelation=autocorrelation)

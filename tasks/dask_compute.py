@@ -59,7 +59,7 @@ class OneBlasThread(WorkerPlugin):
 @contextmanager
 def _client(where: str) -> Iterator[Client]:
     if where == PROCESSES:
-        with LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        with LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
             yield client
         return
     try:

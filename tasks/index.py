@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
@@ -14,6 +15,7 @@ from storage.tables import read_table
 from tasks.corpus import CorpusConfig
 from tasks.engine import EngineSpec
 from tasks.gradients import ShardRequest
+from tasks.second_moment import SecondMomentConfig
 
 SHARDS = ShardRequest.kind
 
@@ -79,28 +81,63 @@ def existing_index(url: str) -> Index | None:
         return None
 
 
-def require_same_settings(existing: Index | None, engine: EngineSpec) -> None:
+def require_same_settings(existing: Index | None, engine: EngineSpec, config: SecondMomentConfig) -> None:
     """Refuse to put gradients of one kind where those of another are: the corpus may change, nothing else may.
+
+    Args:
+        engine: As asked for, V not yet computed: what is refused should leave no trace.
+        config: How V is asked for.
 
     Raises:
         InputError: Names the first setting that differs.
     """
     if existing is None:
         return
-    for name, value in _flat(engine.inputs()).items():
-        previous = _flat(existing.engine.inputs()).get(name)
-        if previous != value:
+    V = existing.engine.second_moment
+    previous = _settings(existing.engine, V.facts["mode"] if V else "none")
+    for name, value in _settings(engine, config.resolve(engine.checkpoint)).items():
+        if previous[name] != value:
             raise InputError(
-                f"{existing.path} was built with {name} {previous}, and this run asks for {value}; choose another "
-                "--index directory, or delete this one"
+                f"{existing.path} was built with {name} {previous[name]}, and this run asks for {value}; choose "
+                "another --index directory, or delete this one"
             )
 
 
-def require_documents(shards: Sequence[Artifact]) -> tuple[Artifact, ...]:
+def _settings(engine: EngineSpec, mode: str) -> dict[str, Any]:
+    """All that determines a gradient, by name, with what determines V in place of V."""
+    optimizer = engine.checkpoint.optimizer_digest if mode in ("factored", "full") else None
+    return _flat({**engine.inputs(), "second_moment": mode, "optimizer": optimizer})
+
+
+def require_distinct_ids(shards: Sequence[UPath]) -> None:
+    """Refuse a corpus in which two documents share an id: a result could not say which of them it means.
+
+    Raises:
+        InputError: Names such an id.
+    """
+    hashes = pl.concat([_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
+    repeated = hashes.filter(hashes.is_duplicated()).unique()
+    if not len(repeated):
+        return
+    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(_ids, shards)])
+    shared = suspects.filter(suspects.is_duplicated())
+    if len(shared):
+        raise InputError(
+            f"{len(shared)} documents share their id with another, {shared[0]!r} for one; give --id-column another "
+            "column, or one that no document has, to call them by file and row"
+        )
+
+
+def _ids(shard: UPath) -> pl.Series:
+    with (shard / DOCUMENTS).open("rb") as file:
+        return pl.read_parquet(file, columns=["id"])["id"]
+
+
+def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifact, ...]:
     """All shards, those without a usable document too: what they quarantined counts.
 
     Raises:
-        InputError: No shard has a document.
+        InputError: No shard has a document, or two documents have one id.
     """
     if not sum(shard.facts["num_documents"] for shard in shards):
         num_quarantined = sum(shard.facts["num_quarantined"] for shard in shards)
@@ -108,6 +145,7 @@ def require_documents(shards: Sequence[Artifact]) -> tuple[Artifact, ...]:
             f"the corpus has no usable document: {num_quarantined} rows were quarantined; see the reasons in "
             "shards/*/quarantine.parquet, and check the text column and the checkpoint"
         )
+    require_distinct_ids([shard.path(index) for shard in shards])
     return tuple(shards)
 
 

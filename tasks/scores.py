@@ -1,11 +1,11 @@
 """From query gradients to the highest and lowest scores over the whole corpus: one pass over the store."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
-from dask import delayed
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
@@ -18,7 +18,7 @@ from storage.matrices import read_arrays
 from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
 from storage.tables import read_table, write_table
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards, block_factor
-from tasks.dask_compute import compute
+from tasks.dask_compute import compute, part, tree_merge
 from tasks.numerics import mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
 from tasks.stage import stage
@@ -83,19 +83,10 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     weight = _mixing_weight(request, query_vectors)
     autocorrelation = request.autocorrelation and request.autocorrelation.path(request.index)
-    bases = dict(
-        zip(
-            request.block_dims,
-            compute(
-                [
-                    delayed(_basis, pure=False)(autocorrelation, block, request.config.damping, query_vectors[block])
-                    for block in request.block_dims
-                ],
-                where=request.dask,
-            ),
-            strict=True,
-        )
-    )
+    bases = {  # computed on the workers and kept there: each shard needs all of them
+        block: part(_basis, autocorrelation, block, request.config.damping, query_vectors[block])
+        for block in request.block_dims
+    }
     norms = read_arrays(request.train_norms.path(request.index), TRAIN_NORMS)
     parts, start = [], 0
     for path, shard in zip(request.shard_paths, request.shards, strict=True):
@@ -103,9 +94,9 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         if stop == start:  # every row of it was quarantined
             continue
         shard_norms = {block: values[start:stop] for block, values in norms.items()}
-        parts.append(delayed(_rank_shard, pure=False)(path, shard_norms, bases, weight.value, request.config, start))
+        parts.append(part(_rank_shard, path, shard_norms, bases, weight.value, request.config, start))
         start = stop
-    ranked = _merge(compute(parts, where=request.dask), request.config)
+    (ranked,) = compute([tree_merge(parts, partial(_merge, config=request.config))], where=request.dask)
     write_table(draft.path / RANKING, _result_table(ranked, request))
     draft.facts |= {
         "method": request.method,
@@ -177,7 +168,7 @@ def _rank_shard(
 
 def _merge(parts: Sequence[Rankings], config: ScoreConfig) -> Rankings:
     return {
-        kind: ranking.merge([part[kind] for part in parts], top_k=config.top_k or None, largest=kind == PROPONENT)
+        kind: ranking.merge([ranked[kind] for ranked in parts], top_k=config.top_k or None, largest=kind == PROPONENT)
         for kind in (PROPONENT, OPPONENT)
     }
 

@@ -26,7 +26,10 @@ from storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifa
 NUM_RETRIES = 3
 RETRY_BACKOFF_S = 2
 RETRY_JITTER = 0.3
-PERMANENT = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError)
+PERMANENT = (
+    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError,
+    PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
 
 
 class StageRequest(BaseModel):

@@ -159,12 +159,36 @@ def test_compressed_and_columnar_files_hold_the_same_documents(llama, corpus, tm
     assert tables[0].equals(tables[2])
 
 
-def test_an_index_takes_no_gradients_of_another_setting(llama, gpt2, corpus, tmp_path):
+def test_an_index_takes_no_gradients_of_another_setting_and_a_refused_run_leaves_no_trace(
+    llama, gpt2, corpus, tmp_path
+):
     build(tmp_path / "index", llama, corpus)
     before, times = files(tmp_path / "index"), modification_times(tmp_path / "index")
-    for changed in ({"gradient": {"projection_dim": 5}}, {"model": {"dtype": "bfloat16"}}, {"mode": "none"}):
-        with pytest.raises(InputError, match=r"was built with .* choose another --index"):
+    for changed, words in (
+        ({"gradient": {"projection_dim": 5}}, "gradient.projection_dim 4, and this run asks for 5"),
+        ({"model": {"dtype": "bfloat16"}}, "dtype float32"),
+        ({"mode": "none"}, "second_moment factored, and this run asks for none"),
+        ({"mode": "estimated"}, "second_moment factored, and this run asks for estimated"),
+    ):
+        with pytest.raises(InputError, match=f"was built with {words}.* choose another --index"):
             build(tmp_path / "index", llama, corpus, **changed)
     with pytest.raises(InputError, match="was built with checkpoint"):
-        build(tmp_path / "index", gpt2, corpus, mode="none")
+        build(tmp_path / "index", gpt2, corpus)
+    trained_on = shutil.copytree(llama, tmp_path / "trained on")
+    (trained_on / "optimizer.pt").write_bytes((gpt2 / "optimizer.pt").read_bytes())
+    with pytest.raises(InputError, match="was built with optimizer"):
+        build(tmp_path / "index", trained_on, corpus)
     assert (files(tmp_path / "index"), modification_times(tmp_path / "index")) == (before, times)
+
+
+def test_two_documents_of_one_id_are_refused_and_another_id_column_is_the_cure(llama, tmp_path):
+    write_lines(
+        tmp_path / "c.jsonl", [line(text, id="same" if n % 4 == 1 else f"d{n}") for n, text in enumerate(TEXTS)]
+    )
+    with pytest.raises(InputError, match=r"5 documents share their id with another, 'same' for one; give --id-column"):
+        build(tmp_path / "index", llama, tmp_path / "c.jsonl")
+    assert not (tmp_path / "index" / "index.json").exists()
+    columns = {"corpus": {"paths": [str(tmp_path / "c.jsonl")], "id_column": "none"}}
+    assert documents(build(tmp_path / "index", llama, **columns))["id"].to_list() == [
+        f"c.jsonl:{n}" for n in range(len(TEXTS))
+    ]

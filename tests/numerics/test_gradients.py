@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from tasks.numerics import architecture, batching
 from tasks.numerics.estimation import estimation_taps
@@ -121,6 +121,54 @@ def test_projected_gradients_equal_autograd_in_float64(family, kind, is_pooled):
         expected = _oracle(gradients, matrices, kind=kind, is_pooled=is_pooled)
         error = (vectors[name].double() - expected).norm(dim=1) / expected.norm(dim=1)
         assert error.max() < RELATIVE_ERROR, name
+
+
+LLAMA_LIKE = ("mistral", "qwen2", "qwen3", "olmo2", "gemma3_text")
+FAMILIES = {  # settings beyond SIZES
+    **{name: {"head_dim": 8, "num_key_value_heads": 2} for name in LLAMA_LIKE},
+    "phi": {"num_key_value_heads": 2},
+    "phi3": {"num_key_value_heads": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {},
+    "falcon": {},
+}
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def _assert_exact(engine_model, oracle_model, *, tolerance=RELATIVE_ERROR):
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(oracle_model), num_layer_groups=2)
+    projections = {n: BlockProjection([_projection(m, kind="folded") for m in ms], True) for n, ms in blocks.items()}
+    sequences = _sequences()
+    with GradientEngine(engine_model, projections) as engine:
+        _, vectors = engine(*_pad(sequences))
+    gradients = _dense_gradients(oracle_model, sequences)
+    for name, matrices in blocks.items():
+        expected = _oracle(gradients, matrices, kind="folded", is_pooled=True)
+        error = (vectors[name].double() - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < tolerance, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_exact_gradients(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES, **FAMILIES[family])).float()
+    _assert_exact(copy.deepcopy(model), model)
+
+
+def test_gradient_checkpointing_left_on_changes_nothing():
+    model = _model("llama")
+    checkpointed = copy.deepcopy(model)
+    checkpointed.activation_checkpointing_enable()
+    checkpointed.train()
+    _assert_exact(checkpointed, model)
+
+
+def test_a_bfloat16_model_gives_float32_gradients_that_agree_to_its_rounding():
+    model = _model("llama").bfloat16()
+    _assert_exact(copy.deepcopy(model), model, tolerance=0.05)  # 8 bits of mantissa, a few roundings a layer
 
 
 def test_a_query_is_charged_for_its_completion_alone():

@@ -1,0 +1,114 @@
+"""A training run's new checkpoints to indexes, answers to the standing queries, and what moved since the last one."""
+
+from prefect import flow, get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from flows.attribute import attribute
+from flows.config import AttributeConfig, IndexConfig, ReindexConfig
+from flows.index import index
+from storage.layout import location
+from storage.queries import read_queries
+from tasks.checkpoint import Checkpoint
+from tasks.drift import measure_drift, publish_drift, write_drift
+from tasks.index import existing_index
+from tasks.reindex import (
+    RESULTS,
+    Asked,
+    Found,
+    asked_of,
+    find_checkpoints,
+    identify,
+    index_name,
+    newest,
+    previous_results,
+    remove_old_indexes,
+    write_asked,
+)
+
+
+class Reindexed(BaseModel):
+    """What one run of ``reindex`` did, by name: empty lists where there was nothing to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    indexed: list[str]
+    asked: list[str]
+    drifts: list[str]
+    removed: list[str]
+    waiting: dict[str, str]
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.indexed or self.asked or self.removed)
+
+
+@flow(name="reindex", flow_run_name="reindex {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def reindex(config: ReindexConfig) -> Reindexed:
+    """Index every whole checkpoint that has no index yet, ask the standing queries, and report what moved."""
+    config.check()
+    logger = get_run_logger()
+    found = find_checkpoints(config.checkpoints)
+    done = Reindexed(
+        indexed=[], asked=[], drifts=[], removed=[], waiting={c.name: c.missing for c in found if c.missing}
+    )
+    for name, missing in done.waiting.items():
+        logger.warning("%s is left for next time: %s", name, missing)
+    kept = newest(found, config.keep_last)
+    names = {_bring_up_to_date(checkpoint, config, done) for checkpoint in kept}
+    # Fewer than that may mean a directory that is not mounted; nothing is removed on such evidence.
+    if config.keep_last is not None and len(kept) == config.keep_last:
+        done.removed.extend(remove_old_indexes(config.indexes, checkpoints=config.checkpoints, kept=names))
+    if done.is_idle:
+        logger.info("Nothing to do: %d whole checkpoints in %s, all indexed", len(kept), config.checkpoints)
+    return done
+
+
+def _bring_up_to_date(found: Found, config: ReindexConfig, done: Reindexed) -> str:
+    """Index one checkpoint and ask it the standing queries, unless that has been done; return its index's name."""
+    checkpoint = identify(found)
+    name = index_name(checkpoint)
+    directory = str(location(config.indexes) / name)
+    if existing_index(directory) is None:
+        index(_index_config(config, found, directory))
+        done.indexed.append(name)
+    if config.queries is not None:
+        _ask(found, checkpoint, config, done)
+    return name
+
+
+def _ask(found: Found, checkpoint: Checkpoint, config: ReindexConfig, done: Reindexed) -> None:
+    name = index_name(checkpoint)
+    results = location(config.indexes) / RESULTS / name
+    queries = tuple(read_queries(config.queries))
+    asked = Asked(name=found.name, step=found.step, digest=checkpoint.digest, queries=queries, score=config.score)
+    if asked_of(results) == asked:
+        return
+    attribute(
+        AttributeConfig(
+            index=str(location(config.indexes) / name),
+            queries=config.queries,
+            out=str(results),
+            score=config.score,
+            dask=config.dask,
+        )
+    )
+    _report_drift(results, asked, done)
+    done.asked.append(name)
+
+
+def _report_drift(results: UPath, asked: Asked, done: Reindexed) -> None:
+    """Compare with the checkpoint before; the first one of a directory has none."""
+    previous = previous_results(results.parent, asked)
+    if previous is not None:
+        drift = measure_drift(previous, results, asked)
+        write_drift(drift, results)
+        publish_drift(drift)
+        done.drifts.append(results.name)
+    write_asked(results, asked)  # last: without it the next run does all of this again
+
+
+def _index_config(config: ReindexConfig, found: Found, directory: str) -> IndexConfig:
+    shared = {name: getattr(config, name) for name in IndexConfig.model_fields if name in ReindexConfig.model_fields}
+    return IndexConfig(checkpoint=found.path, index=directory, **shared)
