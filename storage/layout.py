@@ -7,6 +7,8 @@
       autocorrelation/<digest>/      <block>.safetensors: R_train of each block
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
       train_norms/<digest>/          train_norms.safetensors: ‖R_train^(-1/2) φ‖² of every document, at one damping
+      plain_shards/<digest>/         gradients.zarr without V, documents.parquet: only for methods that need them
+      embeddings/<digest>/           embeddings.safetensors: of each document, by a sentence encoder
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
@@ -36,6 +38,8 @@ QUERIES = "queries.parquet"
 QUERY_VECTORS = "vectors.safetensors"
 
 TRAIN_NORMS = "train_norms.safetensors"
+
+EMBEDDINGS = "embeddings.safetensors"
 
 RANKING = "ranking.parquet"
 TAIL_PATCH = "tail_patch.parquet"

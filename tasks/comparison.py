@@ -13,6 +13,7 @@ from storage.queries import Query
 from storage.results import read_proponents, write_json, write_text
 from storage.tables import read_table
 from tasks.evaluation import Metrics, evaluate
+from tasks.evidence import evidence_sources
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
 from tasks.report import Curvature, Prediction, ReportData, render_report
@@ -27,7 +28,7 @@ def write_comparison(
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
-    metrics = evaluate(frame, queries, tail_patch=changes)
+    metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
     shown = frame.filter(pl.col("rank") <= SHOWN_PROPONENTS)
     data = ReportData(
