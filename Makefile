@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo test bench bench-lds lint clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,9 @@ test: install
 
 bench: install
 	$(BIN)/python benchmarks/index_cost.py
+
+bench-lds: install
+	$(BIN)/python benchmarks/retraining.py --out bench-lds --without influence --removal-queries 8
 
 lint: install
 	$(BIN)/ruff check --fix .
