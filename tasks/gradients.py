@@ -30,7 +30,7 @@ class ShardRequest(StageRequest):
     """One corpus shard to be turned into gradients."""
 
     kind: ClassVar[str] = "shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     shard: CorpusShard

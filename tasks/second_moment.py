@@ -52,7 +52,7 @@ class SecondMomentRequest(StageRequest):
     """V of one checkpoint. ``sample`` names the corpus shards that an estimate may draw from."""
 
     kind: ClassVar[str] = "second_moment"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     checkpoint: Checkpoint
     model: ModelConfig

@@ -23,8 +23,9 @@ from tasks.numerics.projection import gaussian_projection
 
 LENGTHS = (33, 9, 17, 5)
 PROJECTION = GradientConfig(projection_dim=8)
-# Relative: some hundred roundings of the type through the layers of a deep model. A wrong mask is off by 1e-2 to 1.
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
+# Relative: some hundred roundings of the type through the layers of a deep model; projected gradients are float32 in
+# any case. A wrong mask is off by 1e-2 to 1.
+TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
 
 Vectors = dict[str, Tensor]
 

@@ -116,13 +116,18 @@ class TappedExperts:
 
     def install(self, num_rows: Callable[[], int]) -> None:
         def forward(x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-            return self._experts.forward(x, experts, weights, taps=self._taps, num_rows=num_rows())
+            return self._experts.forward(starts_graph(x), experts, weights, taps=self._taps, num_rows=num_rows())
 
         assert "forward" not in vars(self._experts.module), "the experts are tapped already"
         self._experts.module.forward = forward
 
     def remove(self) -> None:
         del self._experts.module.forward
+
+
+def starts_graph(x: Tensor) -> Tensor:
+    """x, differentiable: no weight is, so something has to be."""
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def fused_experts(module: nn.Module) -> FusedExperts | None:

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT
 from tasks.numerics import architecture, batching
 from tasks.numerics.estimation import estimation_taps
 from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
+from tasks.numerics.loss import token_losses
 from tasks.numerics.projection import gaussian_projection
 from tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
 from tasks.numerics.taps import TappedModel
@@ -308,3 +309,34 @@ def test_batches_hold_every_window_once_within_the_token_budget():
     made = list(batching.batches(cut, token_budget=64))
     assert sorted(window for batch in made for window in batch) == sorted(cut)
     assert all(len(batch) * max(w.num_tokens for w in batch) <= 64 for batch in made)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_token_losses_and_their_gradient_equal_autograd_even_for_certain_and_impossible_tokens(dtype, rtol):
+    generator = torch.Generator().manual_seed(3)
+    logits = (
+        torch.randn(6, 40, generator=generator, dtype=torch.float64) * torch.tensor([1, 1, 5, 30, 100, 200])[:, None]
+    )
+    targets = torch.tensor([0, 5, 39, int(logits[3].argmax()), int(logits[4].argmin()), 7])
+    leaf = logits.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    found, found_gradient = token_losses(logits.to(dtype), targets)
+    # a loss is the difference of two logits of size 200
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=rtol, atol=200 * rtol)
+    torch.testing.assert_close(found_gradient.double(), gradient, rtol=100 * rtol, atol=rtol)
+
+
+def test_a_layer_may_write_into_what_the_first_tapped_layer_returns():
+    class Clipped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x).clamp_(min=-0.05)
+
+    model = _model("llama")
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = Clipped(attention.q_proj)
+    _assert_exact(copy.deepcopy(model), model)
