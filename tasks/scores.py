@@ -55,7 +55,7 @@ class ScoreRequest(IndexedShards):
     """One query set to be scored against one index."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     method: str
     config: ScoreConfig
@@ -108,6 +108,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "whitening": request.config.whitening,
         "num_candidates": start,
         "spectrum": request.spectrum and request.spectrum.name,
+        "train_norms": request.train_norms.name,
     }
 
 
