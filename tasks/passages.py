@@ -156,7 +156,8 @@ def _tinted(text: str, toned: Sequence[int], start: int, end: int) -> Markup:
     if not toned:
         return escape(text[start:end])
     pieces = []
-    for tone, run in groupby(range(start, end), key=toned.__getitem__):
+    # A token often begins with the space before its word: that stays untinted.
+    for tone, run in groupby(range(start, end), key=lambda position: toned[position] * (not text[position].isspace())):
         positions = list(run)
         part = escape(text[positions[0] : positions[-1] + 1])
         name = f"{'p' if tone > 0 else 'n'}{abs(tone)}"

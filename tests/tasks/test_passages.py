@@ -71,7 +71,7 @@ TOKENS = [Token(0, 0, 0.01), Token(0, 5, 0.4), Token(5, 10, -0.1), Token(10, 15,
 
 def test_tokens_are_tinted_by_sign_and_size_and_marks_stay_around_them():
     shown = passage("Kabul lies high.", WORDS, TOKENS)
-    assert shown.html == '<mark class="answer"><i class="p4">Kabul</i></mark><i class="n2"> lies</i> high.'
+    assert shown.html == '<mark class="answer"><i class="p4">Kabul</i></mark> <i class="n2">lies</i> high.'
 
 
 def test_the_strongest_tokens_of_either_sign_are_named():
