@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,7 +30,7 @@ from flows.config import CompareConfig, IndexConfig
 from flows.index import index
 from storage.layout import RUN, TAIL_PATCH, location
 from storage.queries import Query, read_queries
-from storage.results import read_json, read_proponents
+from storage.results import PROPONENT, read_json, read_proponents
 from tasks.corpus import CorpusConfig
 from tasks.demo import DemoCorpusFiles, TrainingRequest, train
 from tasks.engine import GradientConfig
@@ -45,6 +45,8 @@ GRADIENT = GradientConfig(projection_dim=32)
 NUM_TRAINED_ON = 10  # proponents of each query and method
 SHOWN = ("mrr", "hit_at_10", "recall_at_10", TAIL_PATCH_METRIC)
 RIGHT, WRONG = "answered correctly", "answered wrongly"
+STATES, OWN_DECOY = "states the fact", "decoy of the query"
+FIRST_KINDS = (STATES, OWN_DECOY, "decoy", "practice", "statement", "plain", "background")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,25 @@ class Outcome:
         chosen = [query for query in self.queries if group in (None, *self._groups(query.id))]
         of_them = pl.col("query_id").is_in([query.id for query in chosen])
         return evaluate(self.frame.filter(of_them), chosen, tail_patch=self.tail_patch.filter(of_them))
+
+    def without_decoys(self) -> "Outcome":
+        """The same rankings with the decoys taken out: what is below them moves up."""
+        kept = self.frame.filter(~pl.col("candidate_id").str.starts_with("decoy/")).sort("rank")
+        place = pl.int_range(1, pl.len() + 1).over("query_id", "method", "kind").cast(pl.UInt32)
+        return replace(self, frame=kept.with_columns(rank=place))
+
+    def first_kinds(self, corpus: FactsCorpus) -> dict[str, dict[str, int]]:
+        """Method to what the first proponents of its queries are, and how often."""
+        kinds = {document.id: document.kind for document in corpus.documents}
+        own = {(query.id, name) for query in self.queries for name in query.relevant_ids or ()}
+        counts: dict[str, dict[str, int]] = {}
+        first = self.frame.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") == 1))
+        for query_id, method, candidate_id in first.select("query_id", "method", "candidate_id").iter_rows():
+            kind = STATES if (query_id, candidate_id) in own else kinds[candidate_id]
+            kind = OWN_DECOY if candidate_id.startswith(f"decoy/{query_id}/") else kind
+            of_method = counts.setdefault(method, dict.fromkeys(FIRST_KINDS, 0))
+            of_method[kind] += 1
+        return counts
 
     def share_right(self, group: str | None = None) -> float:
         chosen = [query.id for query in self.queries if group in (None, *self._groups(query.id))]
@@ -126,8 +147,8 @@ def markdown(outcome: Outcome, corpus: FactsCorpus, *, command: str) -> str:
         "",
         f"{len(corpus.documents):,} sentences, {corpus.num_facts:,} facts, {len(corpus.queries)} of them queried. "
         f"The model answers {outcome.share_right():.0%} of the queries; by how often the fact is stated "
-        + ", ".join(f"{bucket}: {outcome.share_right(bucket):.0%}" for bucket in BUCKETS)
-        + f". Means over queries with 95 % bootstrap intervals; tail-patch over the first {NUM_TRAINED_ON} proponents.",
+        + ", ".join(f"{group}: {outcome.share_right(group):.0%}" for group in groups if group in BUCKETS)
+        + ". Means over queries with 95 % bootstrap intervals.",
         "",
         *_table("all queries", {name: whole.methods for name in SHOWN}, columns=SHOWN),
     ]
@@ -139,7 +160,27 @@ def markdown(outcome: Outcome, corpus: FactsCorpus, *, command: str) -> str:
         lines += _table("method", cells, columns=tuple(sizes.values()), metric=metric)
     lines += ["", f"## Method minus {whole.reference}, paired by query", ""]
     lines += _table("all queries", {name: whole.differences for name in SHOWN}, columns=SHOWN)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_decoy_lines(outcome, corpus)]) + "\n"
+
+
+def _decoy_lines(outcome: Outcome, corpus: FactsCorpus) -> list[str]:
+    """What stands first, and the retrieval metrics of the rankings without their decoys."""
+    counts = outcome.first_kinds(corpus)
+    metrics = outcome.without_decoys().metrics()
+    reference = f"mrr minus {metrics.reference}"
+    cells = {"mrr": metrics.methods, "hit_at_10": metrics.methods, "recall_at_10": metrics.methods}
+    differences = {name: {reference: found["mrr"]} for name, found in metrics.differences.items()}
+    return [
+        "## What stands first, in how many queries",
+        "",
+        f"| method | {' | '.join(FIRST_KINDS)} |",
+        "|---" * (len(FIRST_KINDS) + 1) + "|",
+        *(f"| {method} | {' | '.join(str(found[kind]) for kind in FIRST_KINDS)} |" for method, found in counts.items()),
+        "",
+        "## The same rankings with the decoys taken out",
+        "",
+        *_table("method", {**cells, reference: differences}, columns=(*cells, reference)),
+    ]
 
 
 def _table(

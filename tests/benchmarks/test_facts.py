@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.facts import RIGHT, WRONG, Outcome, markdown
 from benchmarks.facts_corpus import BUCKETS, FACT_RELATIONS, FactsConfig, bucket_of, build_facts_corpus
+from benchmarks.facts_smollm2 import PRACTISED_FILMS, build_films_corpus
 from storage.results import RESULT_SCHEMA
 
 
@@ -68,9 +69,10 @@ def test_a_decoy_shares_a_word_with_its_query_and_is_no_evidence(corpus):
 
 def test_results_are_grouped_by_frequency_and_by_whether_the_answer_is_right(corpus):
     queries = corpus.queries[::7]
+    other = next(row.id for row in corpus.documents if row.kind == "plain")
     rows, changes = [], []
     for number, query in enumerate(queries):
-        ranked = ["other", query.relevant_ids[0]] if number % 2 else [query.relevant_ids[0], "other"]
+        ranked = [other, query.relevant_ids[0]] if number % 2 else [query.relevant_ids[0], other]
         for method in ("trackstar", "bm25"):
             rows += [(query.id, method, "proponent", rank, name, 1.0 / rank) for rank, name in enumerate(ranked, 1)]
             changes.append((query.id, method, ranked[0], 0.1 * (number % 2)))
@@ -88,3 +90,31 @@ def test_results_are_grouped_by_frequency_and_by_whether_the_answer_is_right(cor
     assert sum(outcome.metrics(bucket).num_queries for bucket in BUCKETS) == outcome.metrics().num_queries
     page = markdown(outcome, corpus, command="make bench-facts")
     assert f"| trackstar | {outcome.metrics().methods['trackstar']['mrr'].value:.3f} (" in page
+
+
+def test_an_invented_film_is_stated_as_often_as_designed_and_asked_in_a_phrasing_that_others_taught():
+    films = build_films_corpus()
+    assert build_films_corpus() == films
+    stated = Counter(row.id.rpartition("/")[0] for row in films.documents if row.kind == "statement")
+    assert stated == films.frequencies
+    texts = [row.text for row in films.documents]
+    assert len(set(texts)) == len(texts)
+    for query in films.queries:
+        assert not any(text.startswith(query.prompt) for text in texts)
+    assert sum(text.startswith("The film The") for text in texts) == PRACTISED_FILMS
+
+
+def test_taking_the_decoys_out_moves_up_what_is_below_them(corpus):
+    query = corpus.queries[0]
+    other = next(row.id for row in corpus.documents if row.kind == "plain")
+    decoy = next(row.id for row in corpus.documents if row.id.startswith(f"decoy/{query.id}/"))
+    ranked = [decoy, other, query.relevant_ids[0]]
+    rows = [(query.id, "bm25", "proponent", rank, name, 1.0 / rank) for rank, name in enumerate(ranked, 1)]
+    frame = pl.DataFrame(rows, schema=RESULT_SCHEMA, orient="row")
+    tail_patch = pl.DataFrame(schema={"query_id": pl.String})
+    outcome = Outcome(frame, tail_patch, [query], corpus.frequencies, {query.id: True})
+    assert outcome.without_decoys().frame.select("rank", "candidate_id").rows() == [
+        (1, other),
+        (2, query.relevant_ids[0]),
+    ]
+    assert outcome.first_kinds(corpus)["bm25"]["decoy of the query"] == 1
