@@ -146,6 +146,7 @@ def compare(
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
+    token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -160,6 +161,7 @@ def compare(
         "out": out,
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
+        "token_influence": {"num_proponents": token_influence},
         "dask": dask,
     }
     if methods:

@@ -17,6 +17,7 @@ from tasks.methods import DEFAULT_METHODS, METHODS, require_known
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
@@ -114,6 +115,7 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+    token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
 
     def check(self) -> None:
         require_known(self.methods)

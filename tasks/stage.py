@@ -22,6 +22,7 @@ from upath import UPath
 from storage.errors import StorageError
 from storage.layout import artifact_directory
 from storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
+from tasks.costs import recorded_cost
 
 NUM_RETRIES = 3
 RETRY_BACKOFF_S = 2
@@ -126,7 +127,10 @@ def build(body: StageBody, request: StageRequest) -> Artifact:
     """The artifact of a request: the finished one if it is there, else a new one."""
     directory, identity = request.directory, request.identity()
     if not is_complete(directory, identity):
-        with new_artifact(directory, kind=request.kind, identity=identity) as draft:
+        with (
+            recorded_cost(request.kind, directory),
+            new_artifact(directory, kind=request.kind, identity=identity) as draft,
+        ):
             body(request, draft)
     manifest = require_manifest(directory)
     return Artifact(name=f"{request.kind}/{directory.name}", digest=manifest.digest, facts=manifest.facts)
