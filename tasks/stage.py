@@ -17,6 +17,7 @@ from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
+from prefect.task_runners import TaskRunner
 from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
@@ -84,15 +85,20 @@ class Stage:
         self.__doc__ = body.__doc__
 
     def submit(self, request: StageRequest, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture[Artifact]:
-        is_there = is_complete(request.directory, request.identity())
-        chosen = self.task if is_there else self.task.with_options(refresh_cache=True)
-        return chosen.submit(request, wait_for=list(wait_for))
+        return self._task_for(request).submit(request, wait_for=list(wait_for))
 
-    def map(self, requests: Sequence[StageRequest]) -> list[PrefectFuture[Artifact]]:
-        return [self.submit(request) for request in requests]
+    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture]:
+        """Submit all, to the flow's own task runner or to another one that has been started."""
+        if runner is None:
+            return [self.submit(request) for request in requests]
+        return [runner.submit(self._task_for(request), parameters={"request": request}) for request in requests]
 
     def __call__(self, request: StageRequest) -> Artifact:
         return self.submit(request).result()
+
+    def _task_for(self, request: StageRequest) -> Task:
+        is_there = is_complete(request.directory, request.identity())
+        return self.task if is_there else self.task.with_options(refresh_cache=True)
 
 
 def stage(body: StageBody) -> Stage:
