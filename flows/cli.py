@@ -37,6 +37,7 @@ MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at
 WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
 DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
 UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
+ShardsOnOption = Annotated[str, typer.Option("--shards-on", help="local, processes, or a Dask scheduler's address.")]
 DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
 
 
@@ -60,6 +61,7 @@ def index(
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
@@ -95,6 +97,7 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -192,6 +195,7 @@ def reindex(
     queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
 ) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
@@ -208,6 +212,7 @@ def reindex(
             "queries": queries,
             "keep_last": keep_last,
             "gradient": {"projection_dim": projection_dim},
+            "shards_on": shards_on,
             "dask": dask,
         }
     )

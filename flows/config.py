@@ -23,6 +23,10 @@ Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
+SHARDS_ON_HELP = (
+    "Where shards are computed: local (one after another in this process), processes (one a core of this machine), or "
+    "the address of a Dask scheduler."
+)
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
 
 
@@ -50,6 +54,7 @@ class IndexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -137,6 +142,7 @@ class ReindexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     score: ScoreConfig = ScoreConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
