@@ -29,6 +29,8 @@ PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
 }
 
+LIST_OPTIONS = ("--corpus", "--also-checkpoints")
+
 IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
 QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
 OutOption = Annotated[str, typer.Option("--out", help="Directory for the results.")]
@@ -150,6 +152,11 @@ def compare(
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
     token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
+    also_checkpoints: Annotated[
+        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
+    ] = None,
+    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -165,6 +172,9 @@ def compare(
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
         "token_influence": {"num_proponents": token_influence},
+        "also_checkpoints": also_checkpoints or [],
+        "dense_encoder": dense_encoder,
+        "influence": {"damping": influence_damping},
         "dask": dask,
     }
     if methods:
@@ -286,7 +296,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_corpus(sys.argv[1:]))
+        app(args=_spread_lists(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -346,18 +356,18 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_corpus(arguments: list[str]) -> list[str]:
+def _spread_lists(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    follows = False
+    option = None
     for argument in arguments:
-        if argument == "--corpus":
-            follows = True
+        if argument in LIST_OPTIONS:
+            option = argument
         elif argument.startswith("-"):
-            follows = False
+            option = None
             spread.append(argument)
-        elif follows:
-            spread += ["--corpus", argument]
+        elif option:
+            spread += [option, argument]
         else:
             spread.append(argument)
     return spread

@@ -13,7 +13,8 @@ from tasks.corpus import CorpusConfig
 from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
-from tasks.methods import DEFAULT_METHODS, METHODS, require_known
+from tasks.influence import InfluenceConfig
+from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
@@ -121,10 +122,31 @@ class CompareConfig(AttributeConfig):
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
     token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
+    influence: InfluenceConfig = InfluenceConfig()
+    also_checkpoints: tuple[Url, ...] = Field(
+        (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
+    )
+    dense_encoder: Url | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
 
     def check(self) -> None:
-        require_known(self.methods)
+        require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        for checkpoint in self.also_checkpoints:
+            model_files(checkpoint)
+        if self.dense_encoder is not None:
+            model_files(self.dense_encoder)
         super().check()
+
+    @property
+    def settings(self) -> MethodSettings:
+        return MethodSettings(
+            score=self.score,
+            influence=self.influence,
+            also_checkpoints=self.also_checkpoints,
+            dense_encoder=self.dense_encoder,
+            dask=self.dask,
+        )
 
 
 class ReindexConfig(FlowConfig):

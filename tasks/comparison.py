@@ -14,6 +14,7 @@ from storage.results import read_proponents, write_atomically, write_json, write
 from storage.tables import read_table
 from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
+from tasks.evidence import evidence_sources
 from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
@@ -40,7 +41,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
     if changes is not None:
         with write_atomically(directory / TAIL_PATCH) as file:
             changes.write_parquet(file)
-    metrics = evaluate(frame, queries, tail_patch=changes)
+    metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
     data = ReportData(
         model=index.engine.checkpoint.name,
