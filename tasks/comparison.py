@@ -15,6 +15,7 @@ from storage.tables import read_table
 from tasks.evaluation import Metrics, evaluate
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
+from tasks.numerics.mixing import eval_spectrum
 from tasks.report import Curvature, Prediction, ReportData, render_report
 
 SHOWN_PROPONENTS = 10
@@ -78,7 +79,8 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
     if facts is None or not facts["mixing_weight"]:
         return None
     weight = facts["mixing_weight"]
-    spectra = {"λ R_eval": weight * _eval_spectrum(index, encoded)}
+    query_vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
+    spectra = {"λ R_eval": weight * eval_spectrum(query_vectors.values())}
     if facts["spectrum"] is not None:
         train = read_arrays(index.path / facts["spectrum"], SPECTRUM)
         spectra["(1-λ) R_train"] = (1 - weight) * np.concatenate(list(train.values()))
@@ -87,11 +89,4 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
-    )
-
-
-def _eval_spectrum(index: Index, encoded: Artifact) -> np.ndarray:
-    vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
-    return np.concatenate(
-        [np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in vectors.values()]
     )
