@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
+SPREAD_OPTIONS = ("--corpus", "--ids")  # that take several words
 
 # Prefect without a server: generous for a busy machine, silent towards the network.
 PREFECT_DEFAULTS = {
@@ -59,6 +60,7 @@ def index(
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
     dask: DaskOption = "local",
 ) -> None:
@@ -94,6 +96,7 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+            "curvature": {"sample": curvature_sample, "seed": seed},
             "dask": dask,
         }
     )
@@ -107,6 +110,9 @@ def attribute(
     out: OutOption,
     top_k: TopKOption = 10,
     mixing_weight: MixingWeightOption = "auto",
+    mixing_weights: Annotated[
+        str, typer.Option(help="Comma-separated further λ in the same pass, as trackstar@λ.")
+    ] = "",
     whitening: WhiteningOption = "mixed",
     damping: DampingOption = 0.1,
     unit_norm: UnitNormOption = True,
@@ -119,6 +125,7 @@ def attribute(
     from flows.summary import attribution_table
 
     score = _score(top_k, mixing_weight, whitening, damping, unit_norm)
+    score["mixing_weights"] = mixing_weights.split(",") if mixing_weights else []
     config = AttributeConfig.model_validate(
         {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
     )
@@ -209,6 +216,23 @@ def reindex(
 
 
 @app.command()
+def withdraw(
+    index: IndexOption,
+    ids: Annotated[list[str], typer.Option(help="Ids of documents, or files with one id a line.")],
+    reason: Annotated[str, typer.Option(help="Recorded with the ids.")] = "",
+    dask: DaskOption = "local",
+) -> None:
+    """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
+    _prepare()
+    from flows.config import WithdrawConfig
+    from flows.summary import index_table
+    from flows.withdraw import withdraw as flow
+
+    config = WithdrawConfig.model_validate({"index": index, "ids": ids, "reason": reason, "dask": dask})
+    console.print(index_table(_run(flow, config)))
+
+
+@app.command()
 def mnist(
     out: OutOption,
     data: Annotated[str, typer.Option(help="digits, mnist, or an .npz file with X and y.")] = "digits",
@@ -272,7 +296,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_corpus(sys.argv[1:]))
+        app(args=_spread(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -324,18 +348,18 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_corpus(arguments: list[str]) -> list[str]:
+def _spread(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    follows = False
+    option = ""
     for argument in arguments:
-        if argument == "--corpus":
-            follows = True
+        if argument in SPREAD_OPTIONS:
+            option = argument
         elif argument.startswith("-"):
-            follows = False
+            option = ""
             spread.append(argument)
-        elif follows:
-            spread += ["--corpus", argument]
+        elif option:
+            spread += [option, argument]
         else:
             spread.append(argument)
     return spread

@@ -12,7 +12,7 @@ from tasks.gradients import index_shard, shard_requests
 from tasks.index import Index, existing_index, require_documents, require_same_settings, write_index
 from tasks.second_moment import second_moment
 from tasks.stage import gather
-from tasks.tombstones import count_withdrawn
+from tasks.tombstones import count_withdrawn, newest_tombstones
 
 
 # Shards run one after another: each uses every core or the whole GPU. Several machines take several work pools.
@@ -41,7 +41,7 @@ def index(config: IndexConfig) -> Index:
     engine = bare.model_copy(update={"second_moment": V})
     requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
     shards = require_documents(gather(index_shard.map(requests)), index=config.index)
-    tombstones = existing and existing.tombstones  # what was withdrawn stays so
+    tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}
     autocorrelation, grams = reduce_curvature(config.curvature, dask=config.dask, **store)
     finished = Index(

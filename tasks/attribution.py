@@ -13,11 +13,12 @@ from storage.manifest import Artifact
 from storage.queries import Query, queries_digest
 from storage.results import write_json, write_proponents
 from storage.tables import read_table
-from tasks.artifacts import proponents_markdown, publish_proponents
+from tasks.artifacts import proponents_markdown, publish_proponents, publish_spectrum
 from tasks.checkpoint import read_checkpoint
 from tasks.index import Index, shard_texts
 from tasks.queries import QueryRequest, encode_queries
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+from tasks.spectra import spectra_markdown
 from tasks.whitening import (
     FactorRequest,
     SpectrumRequest,
@@ -82,6 +83,9 @@ def write_results(
     record = run_record(index, queries, encoded, rankings)
     write_json(directory / RUN, record)
     publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))
+    for ranking in rankings:
+        if ranking.facts.get("spectra"):
+            publish_spectrum(spectra_markdown(ranking.facts), method=ranking.facts["method"])
     return record
 
 

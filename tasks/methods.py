@@ -56,7 +56,7 @@ class BaselineRequest(IndexedShards):
 @stage
 def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
     """Write each query's ranking by BM25 or by chance."""
-    texts = shard_texts(request.shard_paths)
+    texts = shard_texts(request.shard_paths, without=request.withdrawn_ids())
     if request.method == BM25:
         ranking = bm25(texts, request.queries, k=request.top_k)
     else:
@@ -74,7 +74,12 @@ def rank_by(
         return rank(index, encoded, changed, method=method, dask=dask)
     return rank_by_baseline(
         BaselineRequest(
-            index=str(index.path), shards=index.shards, method=method, queries=tuple(queries), top_k=config.top_k
+            index=str(index.path),
+            shards=index.shards,
+            method=method,
+            queries=tuple(queries),
+            top_k=config.top_k,
+            tombstones=index.tombstones,
         )
     )
 
