@@ -38,6 +38,7 @@ MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at
 WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
 DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
 UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
+ShardsOnOption = Annotated[str, typer.Option("--shards-on", help="local, processes, or a Dask scheduler's address.")]
 DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
 
 
@@ -62,13 +63,15 @@ def index(
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
+    ] = False,
 ) -> None:
     """Checkpoint and corpus to an index: the projected gradient of every document, V and R_train."""
     _prepare()
     from flows.config import IndexConfig
-    from flows.index import index as flow
-    from flows.summary import index_table
 
     config = IndexConfig.model_validate(
         {
@@ -96,10 +99,20 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+<<<<<<< HEAD
             "curvature": {"sample": curvature_sample, "seed": seed},
+=======
+            "shards_on": shards_on,
+>>>>>>> main
             "dask": dask,
         }
     )
+    if dry_run:
+        _predict(config)
+        return
+    from flows.index import index as flow
+    from flows.summary import index_table
+
     console.print(index_table(_run(flow, config)))
 
 
@@ -146,6 +159,7 @@ def compare(
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
+    token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -160,6 +174,7 @@ def compare(
         "out": out,
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
+        "token_influence": {"num_proponents": token_influence},
         "dask": dask,
     }
     if methods:
@@ -190,6 +205,7 @@ def reindex(
     queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
 ) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
@@ -206,6 +222,7 @@ def reindex(
             "queries": queries,
             "keep_last": keep_last,
             "gradient": {"projection_dim": projection_dim},
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -329,6 +346,14 @@ def _prepare() -> None:
     """Defaults for running without a server; what the environment says comes first."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def _predict(config: Any) -> None:
+    from flows.summary import budget_table
+    from tasks.budget import BudgetRequest, predict
+
+    config.check()
+    console.print(budget_table(predict(BudgetRequest.model_validate(config.model_dump()))))
 
 
 def _run(flow: Any, config: Any) -> Any:

@@ -17,11 +17,16 @@ from tasks.methods import DEFAULT_METHODS, METHODS, require_known
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
+SHARDS_ON_HELP = (
+    "Where shards are computed: local (one after another in this process), processes (one a core of this machine), or "
+    "the address of a Dask scheduler."
+)
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
 
 
@@ -57,6 +62,7 @@ class IndexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -122,6 +128,7 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+    token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
 
     def check(self) -> None:
         require_known(self.methods)
@@ -173,6 +180,7 @@ class ReindexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     score: ScoreConfig = ScoreConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property

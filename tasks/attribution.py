@@ -57,6 +57,8 @@ def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, metho
     R = index.autocorrelation if config.whitening != "none" else None
     if config.whitening != "none" and R is None:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
+    if R is not None and "sample" not in R.facts:
+        raise InputError(f"{index.path} keeps R_train as an earlier version did; run `trackstar index` again on it")
     spectrum = R and write_spectrum(SpectrumRequest(autocorrelation=R, **common))
     factors = R and write_factors(
         FactorRequest(index=str(index.path), autocorrelation=R, damping=config.damping, dask=dask)
