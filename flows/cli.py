@@ -99,11 +99,8 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
-<<<<<<< HEAD
             "curvature": {"sample": curvature_sample, "seed": seed},
-=======
             "shards_on": shards_on,
->>>>>>> main
             "dask": dask,
         }
     )

@@ -123,8 +123,6 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "factors": request.factors and request.factors.name,
         "train_norms": request.train_norms.name,
         "spectra": _spectra_facts(spectra, request.config.damping),
-        "train_norms": request.train_norms.name,
-        "factors": request.factors and request.factors.name,
     }
 
 
