@@ -29,6 +29,8 @@ PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
 }
 
+LIST_OPTIONS = ("--corpus", "--also-checkpoints")
+
 IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
 QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
 OutOption = Annotated[str, typer.Option("--out", help="Directory for the results.")]
@@ -63,12 +65,13 @@ def index(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
     shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
+    ] = False,
 ) -> None:
     """Checkpoint and corpus to an index: the projected gradient of every document, V and R_train."""
     _prepare()
     from flows.config import IndexConfig
-    from flows.index import index as flow
-    from flows.summary import index_table
 
     config = IndexConfig.model_validate(
         {
@@ -100,6 +103,12 @@ def index(
             "dask": dask,
         }
     )
+    if dry_run:
+        _predict(config)
+        return
+    from flows.index import index as flow
+    from flows.summary import index_table
+
     console.print(index_table(_run(flow, config)))
 
 
@@ -142,6 +151,12 @@ def compare(
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
+    token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
+    also_checkpoints: Annotated[
+        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
+    ] = None,
+    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -156,6 +171,10 @@ def compare(
         "out": out,
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
+        "token_influence": {"num_proponents": token_influence},
+        "also_checkpoints": also_checkpoints or [],
+        "dense_encoder": dense_encoder,
+        "influence": {"damping": influence_damping},
         "dask": dask,
     }
     if methods:
@@ -277,7 +296,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_corpus(sys.argv[1:]))
+        app(args=_spread_lists(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -312,6 +331,14 @@ def _prepare() -> None:
         os.environ.setdefault(name, value)
 
 
+def _predict(config: Any) -> None:
+    from flows.summary import budget_table
+    from tasks.budget import BudgetRequest, predict
+
+    config.check()
+    console.print(budget_table(predict(BudgetRequest.model_validate(config.model_dump()))))
+
+
 def _run(flow: Any, config: Any) -> Any:
     """Run a flow here; without a server, wait until its record is complete, since the server ends with this process."""
     from flows.records import recorded
@@ -329,18 +356,18 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_corpus(arguments: list[str]) -> list[str]:
+def _spread_lists(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    follows = False
+    option = None
     for argument in arguments:
-        if argument == "--corpus":
-            follows = True
+        if argument in LIST_OPTIONS:
+            option = argument
         elif argument.startswith("-"):
-            follows = False
+            option = None
             spread.append(argument)
-        elif follows:
-            spread += ["--corpus", argument]
+        elif option:
+            spread += [option, argument]
         else:
             spread.append(argument)
     return spread

@@ -10,12 +10,15 @@ from storage.layout import location
 from storage.queries import Query, read_queries
 from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
+from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
-from tasks.methods import DEFAULT_METHODS, METHODS, require_known
+from tasks.influence import InfluenceConfig
+from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
@@ -51,6 +54,7 @@ class IndexConfig(FlowConfig):
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    curvature: CurvatureConfig = CurvatureConfig()
     shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
@@ -117,10 +121,32 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+    token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
+    influence: InfluenceConfig = InfluenceConfig()
+    also_checkpoints: tuple[Url, ...] = Field(
+        (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
+    )
+    dense_encoder: Url | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
 
     def check(self) -> None:
-        require_known(self.methods)
+        require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        for checkpoint in self.also_checkpoints:
+            model_files(checkpoint)
+        if self.dense_encoder is not None:
+            model_files(self.dense_encoder)
         super().check()
+
+    @property
+    def settings(self) -> MethodSettings:
+        return MethodSettings(
+            score=self.score,
+            influence=self.influence,
+            also_checkpoints=self.also_checkpoints,
+            dense_encoder=self.dense_encoder,
+            dask=self.dask,
+        )
 
 
 class ReindexConfig(FlowConfig):

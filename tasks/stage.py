@@ -25,6 +25,7 @@ from upath import UPath
 from storage.errors import StorageError
 from storage.layout import artifact_directory
 from storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
+from tasks.costs import recorded_cost
 
 CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
 NUM_RETRIES = 3
@@ -136,7 +137,10 @@ def build(body: StageBody, request: StageRequest) -> Artifact:
     """The artifact of a request: the finished one if it is there, else a new one."""
     directory, identity = request.directory, request.identity()
     if not is_complete(directory, identity):
-        with new_artifact(directory, kind=request.kind, identity=identity) as draft:
+        with (
+            recorded_cost(request.kind, directory),
+            new_artifact(directory, kind=request.kind, identity=identity) as draft,
+        ):
             body(request, draft)
     return _reference(request)
 
