@@ -10,6 +10,7 @@ from storage.layout import location
 from storage.queries import Query, read_queries
 from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
+from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
 from tasks.influence import InfluenceConfig
@@ -17,16 +18,29 @@ from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_poss
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
+SHARDS_ON_HELP = (
+    "Where shards are computed: local (one after another in this process), processes (one a core of this machine), or "
+    "the address of a Dask scheduler."
+)
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
 
 
 def name_of(url: str) -> str:
     return location(url).name
+
+
+def _ids_of(value: str) -> list[str]:
+    """The lines of a file of this name, or the id itself where there is none."""
+    path = location(value)
+    if not path.is_file():
+        return [value]
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 class FlowConfig(BaseModel):
@@ -48,6 +62,8 @@ class IndexConfig(FlowConfig):
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    curvature: CurvatureConfig = CurvatureConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -64,9 +80,9 @@ class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    queries: Url | None = Field(None, title="Queries file", description=f"{QUERIES_HELP} Or type one query below.")
-    prompt: str | None = Field(None, title="Prompt", description="Instead of a file: what the model reads first.")
-    completion: str | None = Field(None, title="Completion", description="Instead of a file: what it then says.")
+    prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
+    completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
+    queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
@@ -74,7 +90,7 @@ class AttributeConfig(FlowConfig):
     @property
     def subject(self) -> str:
         """What a run of this is called: the checkpoint's index and what is asked."""
-        asked = name_of(self.queries) if self.queries else f"{self.prompt or ''}{self.completion or ''}"
+        asked = name_of(self.queries) if self.queries else f"{self.prompt}{self.completion}"
         return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
 
     def check(self) -> None:
@@ -88,7 +104,7 @@ class AttributeConfig(FlowConfig):
         Raises:
             InputError: Both were given, or neither, or the file is wrong.
         """
-        is_typed = self.completion is not None or self.prompt is not None
+        is_typed = bool(self.completion or self.prompt)
         if (self.queries is not None) == is_typed:
             raise InputError(
                 f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
@@ -97,9 +113,9 @@ class AttributeConfig(FlowConfig):
         return read_queries(self.queries) if self.queries is not None else [self._typed()]
 
     def _typed(self) -> Query:
-        if not (self.completion or "").strip():
+        if not self.completion.strip():
             raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
-        return Query(id="typed", prompt=self.prompt or "", completion=self.completion)
+        return Query(id="typed", prompt=self.prompt, completion=self.completion)
 
 
 class CompareConfig(AttributeConfig):
@@ -113,6 +129,7 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+    token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
     influence: InfluenceConfig = InfluenceConfig()
     also_checkpoints: tuple[Url, ...] = Field(
         (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
@@ -140,6 +157,36 @@ class CompareConfig(AttributeConfig):
         )
 
 
+class WithdrawConfig(FlowConfig):
+    """Documents to be left out of an index."""
+
+    index: Url = Field(title="Index", description="A finished index.")
+    ids: tuple[str, ...] = Field(
+        min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
+    )
+    reason: str = Field("", title="Reason", description="Recorded with the ids.")
+    dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.index)
+
+    def check(self) -> None:
+        read_index(self.index)
+        self.asked()
+
+    def asked(self) -> list[str]:
+        """The ids, files read.
+
+        Raises:
+            InputError: There is none.
+        """
+        ids = [id_ for value in self.ids for id_ in _ids_of(value)]
+        if not ids:
+            raise InputError(f"{', '.join(self.ids)} holds no id; give ids, or a file with one a line")
+        return ids
+
+
 class ReindexConfig(FlowConfig):
     """A training run's checkpoints, each indexed and asked the standing queries."""
 
@@ -155,6 +202,7 @@ class ReindexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     score: ScoreConfig = ScoreConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property

@@ -1,7 +1,7 @@
 """What a comparison leaves behind: metrics.json, report.html, and the artifacts seen in the Prefect UI."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -10,38 +10,52 @@ from storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, 
 from storage.manifest import Artifact
 from storage.matrices import read_arrays
 from storage.queries import Query
-from storage.results import read_proponents, write_json, write_text
+from storage.results import read_proponents, write_atomically, write_json, write_text
 from storage.tables import read_table
+from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
 from tasks.evidence import evidence_sources
+from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
+from tasks.numerics.mixing import eval_spectrum
 from tasks.report import Curvature, Prediction, ReportData, render_report
+from tasks.report_views import shown_candidates
 
-SHOWN_PROPONENTS = 10
+
+class Measured(NamedTuple):
+    """What a comparison is written from, beside the result table."""
+
+    encoded: Artifact
+    rankings: Sequence[Artifact]
+    tail_patch: Artifact | None
+    explained: Explained | None
 
 
-def write_comparison(
-    index: Index, queries: Sequence[Query], encoded: Artifact, tail_patch: Artifact | None, *, out: str, run: dict
-) -> Metrics:
-    """Evaluate the result table that lies in ``out`` and write metrics.json and report.html beside it."""
+def write_comparison(index: Index, queries: Sequence[Query], measured: Measured, *, out: str, run: dict) -> Metrics:
+    """Evaluate the result table that lies in ``out``; write metrics.json, tail_patch.parquet and report.html."""
+    encoded, rankings, tail_patch, explained = measured
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
+    if changes is not None:
+        with write_atomically(directory / TAIL_PATCH) as file:
+            changes.write_parquet(file)
     metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
-    shown = frame.filter(pl.col("rank") <= SHOWN_PROPONENTS)
     data = ReportData(
         model=index.engine.checkpoint.name,
         corpus=", ".join(location(path).name for path in index.corpus.paths),
         queries=queries,
-        proponents=shown,
-        texts=shard_texts(index.shard_paths, set(shown["candidate_id"].unique())),
+        proponents=frame,
+        texts=shard_texts(index.shard_paths, shown_candidates(frame, queries)),
         predictions=_predictions(index, encoded),
         metrics=metrics,
         tail_patch=changes,
         facts=_facts(index, run, tail_patch),
+        costs=method_costs(index.path, encoded, rankings),
         curvature=_curvature(index, encoded, run),
+        explanation=read_explanation(index, explained),
         num_quarantined=index.total("num_quarantined"),
     )
     write_text(directory / REPORT, render_report(data))
@@ -79,7 +93,8 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
     if facts is None or not facts["mixing_weight"]:
         return None
     weight = facts["mixing_weight"]
-    spectra = {"λ R_eval": weight * _eval_spectrum(index, encoded)}
+    query_vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
+    spectra = {"λ R_eval": weight * eval_spectrum(query_vectors.values())}
     if facts["spectrum"] is not None:
         train = read_arrays(index.path / facts["spectrum"], SPECTRUM)
         spectra["(1-λ) R_train"] = (1 - weight) * np.concatenate(list(train.values()))
@@ -88,11 +103,4 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
-    )
-
-
-def _eval_spectrum(index: Index, encoded: Artifact) -> np.ndarray:
-    vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
-    return np.concatenate(
-        [np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in vectors.values()]
     )

@@ -1,6 +1,6 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -8,16 +8,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from storage.errors import CorruptionError, InputError, MissingError
-from storage.layout import DOCUMENTS, INDEX, location
-from storage.manifest import Artifact, remove_tree
+from storage.layout import DOCUMENTS, INDEX, is_artifact_name, location
+from storage.manifest import Artifact, Manifest, read_manifest, remove_tree
 from storage.results import write_text
 from storage.tables import read_table
 from tasks.corpus import CorpusConfig
+from tasks.curvature import CurvatureConfig
 from tasks.engine import EngineSpec
 from tasks.gradients import ShardRequest
 from tasks.second_moment import SecondMomentConfig
+from tasks.tombstones import read_ids
 
 SHARDS = ShardRequest.kind
+DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
 
 
 class Index(BaseModel):
@@ -26,16 +29,24 @@ class Index(BaseModel):
     Attributes:
         engine: The checkpoint and all that determines a gradient; queries go through the same.
         corpus: Where the documents came from.
+        curvature: How R_train was reduced.
         shards: In corpus order.
         autocorrelation: R_train, or None where blocks are too large for it.
+        grams: The sums over runs of shards that R_train was put together from, kept for the next time.
+        tombstones: Which documents were withdrawn, or None.
+        num_withdrawn: How many of the documents of the shards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: EngineSpec
     corpus: CorpusConfig
+    curvature: CurvatureConfig = CurvatureConfig()
     shards: tuple[Artifact, ...]
     autocorrelation: Artifact | None
+    grams: tuple[Artifact, ...] = ()
+    tombstones: Artifact | None = None
+    num_withdrawn: int = 0
 
     @property
     def path(self) -> UPath:
@@ -115,22 +126,17 @@ def require_distinct_ids(shards: Sequence[UPath]) -> None:
     Raises:
         InputError: Names such an id.
     """
-    hashes = pl.concat([_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
+    hashes = pl.concat([read_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
     repeated = hashes.filter(hashes.is_duplicated()).unique()
     if not len(repeated):
         return
-    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(_ids, shards)])
+    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(read_ids, shards)])
     shared = suspects.filter(suspects.is_duplicated())
     if len(shared):
         raise InputError(
             f"{len(shared)} documents share their id with another, {shared[0]!r} for one; give --id-column another "
             "column, or one that no document has, to call them by file and row"
         )
-
-
-def _ids(shard: UPath) -> pl.Series:
-    with (shard / DOCUMENTS).open("rb") as file:
-        return pl.read_parquet(file, columns=["id"])["id"]
 
 
 def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifact, ...]:
@@ -150,20 +156,54 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
 
 
 def write_index(index: Index) -> None:
-    """Publish an index, then remove the shards that no longer belong to it."""
+    """Publish an index, then remove the shards that no longer belong to it, and what rests on what is gone."""
     write_text(index.path / INDEX, index.model_dump_json(indent=1) + "\n")
     kept = {location(index.path / shard.name).name for shard in index.shards}
     for directory in list((index.path / SHARDS).iterdir()):
         if directory.name not in kept:
             remove_tree(directory)
+    _remove_outdated(index)
 
 
-def shard_texts(shards: Sequence[UPath], ids: set[str] | None = None) -> dict[str, str]:
-    """The texts of some documents, or of all, by id, in corpus order."""
+def _remove_outdated(index: Index) -> None:
+    """Remove R_train where another has taken its place, and whatever was derived from something that is gone.
+
+    They are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
+    """
+    stores = [kind for kind in index.path.iterdir() if kind.name.endswith(SHARDS)]  # other methods have their own
+    kept = {manifest.digest for kind in stores for _, manifest in _manifests(kind)}
+    own = {shard.digest for shard in index.shards}
+    current = index.autocorrelation and index.autocorrelation.digest
+    for kind in DERIVED:
+        for directory, manifest in _manifests(index.path / kind):
+            is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
+            if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
+                kept.add(manifest.digest)
+            else:
+                remove_tree(directory)
+
+
+def _sources(identity: Mapping[str, Any]) -> set[str]:
+    """Digests of the artifacts that one was derived from."""
+    single = [identity[name] for name in DERIVED if identity.get(name)]
+    return {*identity.get("shards", ()), *single}
+
+
+def _manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
+    for directory in list(kind.iterdir()) if kind.is_dir() else []:
+        manifest = read_manifest(directory) if is_artifact_name(directory.name) else None
+        if manifest is not None:
+            yield directory, manifest
+
+
+def shard_texts(
+    shards: Sequence[UPath], ids: set[str] | None = None, *, without: Collection[str] = ()
+) -> dict[str, str]:
+    """The texts of some documents, or of all, by id, in corpus order; those of withdrawn ones left out."""
     texts: dict[str, str] = {}
     for shard in shards:
         rows = read_table(shard, DOCUMENTS).select("id", "text").iter_rows()
-        texts |= {row: text for row, text in rows if ids is None or row in ids}
+        texts |= {row: text for row, text in rows if (ids is None or row in ids) and row not in without}
     return texts
 
 

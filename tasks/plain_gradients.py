@@ -60,7 +60,7 @@ def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
 
 def with_autocorrelation(index: Index, *, dask: str) -> Index:
     """The index with its R_train, where that is feasible."""
-    request = AutocorrelationRequest(index=str(index.path), shards=index.shards, dask=dask)
+    request = AutocorrelationRequest(index=str(index.path), shards=index.shards, tombstones=index.tombstones, dask=dask)
     if index.autocorrelation is not None or not request.is_feasible:
         return index
     return index.model_copy(update={"autocorrelation": write_autocorrelation(request)})
