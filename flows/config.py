@@ -10,6 +10,7 @@ from storage.layout import location
 from storage.queries import Query, read_queries
 from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
+from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
 from tasks.methods import DEFAULT_METHODS, METHODS, require_known
@@ -48,6 +49,7 @@ class IndexConfig(FlowConfig):
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    curvature: CurvatureConfig = CurvatureConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property

@@ -6,12 +6,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.config import IndexConfig
 from tasks.checkpoint import read_checkpoint
 from tasks.corpus import plan_file, plan_requests
-from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.curvature import reduce_curvature
 from tasks.engine import EngineSpec
 from tasks.gradients import index_shard, shard_requests
 from tasks.index import Index, existing_index, require_documents, require_same_settings, write_index
 from tasks.second_moment import second_moment
 from tasks.stage import gather
+from tasks.tombstones import count_withdrawn
 
 
 # Shards run one after another: each uses every core or the whole GPU. Several machines take several work pools.
@@ -40,8 +41,18 @@ def index(config: IndexConfig) -> Index:
     engine = bare.model_copy(update={"second_moment": V})
     requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
     shards = require_documents(gather(index_shard.map(requests)), index=config.index)
-    reduction = AutocorrelationRequest(index=config.index, shards=shards, dask=config.dask)
-    autocorrelation = write_autocorrelation(reduction) if reduction.is_feasible else None
-    finished = Index(engine=engine, corpus=config.corpus, shards=shards, autocorrelation=autocorrelation)
+    tombstones = existing and existing.tombstones  # what was withdrawn stays so
+    store = {"index": config.index, "shards": shards, "tombstones": tombstones}
+    autocorrelation, grams = reduce_curvature(config.curvature, dask=config.dask, **store)
+    finished = Index(
+        engine=engine,
+        corpus=config.corpus,
+        curvature=config.curvature,
+        shards=shards,
+        autocorrelation=autocorrelation,
+        grams=grams,
+        tombstones=tombstones,
+        num_withdrawn=count_withdrawn(**store),
+    )
     write_index(finished)
     return finished

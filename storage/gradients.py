@@ -10,9 +10,11 @@ square 1 and its scale beside it. A missing chunk would read as NaN, never as a 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 import zarr
 from numpy import ndarray
 from upath import UPath
@@ -23,6 +25,7 @@ from storage.layout import GRADIENTS
 
 StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"
+CONVERTED_AT_ONCE = 256  # rows that fit a core's cache between being widened and being scaled
 
 
 class GradientWriter:
@@ -39,7 +42,9 @@ class GradientWriter:
     def __init__(
         self, directory: UPath, block_dims: Mapping[str, int], *, max_rows: int, chunk_rows: int, dtype: StoreDtype
     ) -> None:
-        self._group = zarr.open_group(_store(directory / GRADIENTS), mode="w", attributes={"blocks": list(block_dims)})
+        self._group = zarr.open_group(
+            zarr_store(directory / GRADIENTS), mode="w", attributes={"blocks": list(block_dims)}
+        )
         self._dtype, self._chunk_rows = dtype, chunk_rows
         shapes = dict(block_dims)
         if dtype == "float16":
@@ -91,14 +96,20 @@ class GradientReader:
     def __init__(self, directory: UPath) -> None:
         self._directory = directory
         try:
-            self._group = zarr.open_group(_store(directory / GRADIENTS), mode="r")
+            self._group = zarr.open_group(zarr_store(directory / GRADIENTS), mode="r")
             self.block_names: list[str] = list(self._group.attrs["blocks"])
+            self._arrays = dict(self._group.arrays())
         except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged metadata
             raise self._corruption("zarr.json", f"is missing or damaged ({error})") from error
 
     @property
     def num_rows(self) -> int:
-        return self._group[self.block_names[0]].shape[0]
+        return self._array(self.block_names[0]).shape[0]
+
+    @cached_property
+    def _scales(self) -> ndarray:
+        """Of all rows: a small part of what is read, which a read a batch would make slow."""
+        return self._read(SCALES, 0, self.num_rows)
 
     def rows(self, block: str, start: int, stop: int) -> ndarray:
         """Rows [start, stop) of a block.
@@ -106,10 +117,11 @@ class GradientReader:
         Raises:
             CorruptionError: A chunk is missing or fails its checksum.
         """
-        vectors = self._read(block, start, stop).astype(np.float32, copy=False)
-        if SCALES in self._group:
-            vectors = vectors * self._read(SCALES, start, stop)[:, self.block_names.index(block), None]
-        if np.isnan(vectors).any():
+        vectors = self._read(block, start, stop)
+        if SCALES in self._arrays:
+            vectors = _widened(vectors, self._scales[start:stop, self.block_names.index(block)])
+        # A chunk holds whole rows and no stored gradient is NaN, so a missing chunk shows in the first column.
+        if np.isnan(vectors[:, :1]).any():
             raise self._corruption(block, "lacks rows that were written")
         return vectors
 
@@ -120,9 +132,14 @@ class GradientReader:
 
     def _read(self, name: str, start: int, stop: int) -> ndarray:
         try:
-            return self._group[name][start:stop]
-        except (ValueError, KeyError, TypeError) as error:  # a checksum or size that does not fit, metadata lost
+            return self._array(name)[start:stop]
+        except (ValueError, TypeError) as error:  # a checksum or a size that does not fit
             raise self._corruption(name, f"is damaged ({error})") from error
+
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            raise self._corruption(name, "is missing or has lost its metadata")
+        return self._arrays[name]
 
     def _corruption(self, name: str, problem: str) -> CorruptionError:
         index = self._directory.parent.parent
@@ -130,13 +147,23 @@ class GradientReader:
         return CorruptionError(self._directory / GRADIENTS / name, problem, cure)
 
 
-def _store(path: UPath) -> object:
+def zarr_store(path: UPath) -> object:
     """What zarr opens: a directory name, or the file system of an object store."""
     if path.protocol in ("", "file"):
         return str(path)
     from zarr.storage import FsspecStore
 
     return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
+
+
+def _widened(rows: ndarray, scales: ndarray) -> ndarray:
+    """float16 rows times their scales, as float32; torch widens several times as fast as numpy."""
+    widened = np.empty(rows.shape, np.float32)
+    target, halves, factors = torch.from_numpy(widened), torch.from_numpy(rows), torch.from_numpy(scales)[:, None]
+    for start in range(0, len(rows), CONVERTED_AT_ONCE):
+        part = slice(start, start + CONVERTED_AT_ONCE)
+        target[part].copy_(halves[part]).mul_(factors[part])
+    return widened
 
 
 def _to_float16(vectors: Mapping[str, ndarray]) -> dict[str, ndarray]:

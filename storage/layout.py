@@ -4,9 +4,12 @@
       index.json                     which shards, curvature and second moment make up the index; written last
       second_moment/<digest>/        second_moment.safetensors
       shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
-      autocorrelation/<digest>/      <block>.safetensors: R_train of each block
+      tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
+      grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
+      autocorrelation/<digest>/      matrices.zarr: R_train of each block
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
-      train_norms/<digest>/          train_norms.safetensors: ‖R_train^(-1/2) φ‖² of every document, at one damping
+      factors/<digest>/              factors.zarr: the Cholesky factor of R_train of each block, at one damping
+      train_norms/<digest>/          <shard>.safetensors: ‖R_train^(-1/2) φ‖² and ‖φ‖² of every document, at one damping
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
       token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
@@ -34,12 +37,15 @@ GRADIENTS = "gradients.zarr"
 DOCUMENTS = "documents.parquet"
 QUARANTINE = "quarantine.parquet"
 
+TOMBSTONES = "tombstones.parquet"
+
+GRAM = "gram.zarr"
+MATRICES = "matrices.zarr"
+FACTORS = "factors.zarr"
 SPECTRUM = "spectrum.safetensors"
 
 QUERIES = "queries.parquet"
 QUERY_VECTORS = "vectors.safetensors"
-
-TRAIN_NORMS = "train_norms.safetensors"
 
 RANKING = "ranking.parquet"
 TAIL_PATCH = "tail_patch.parquet"
@@ -60,8 +66,8 @@ def location(url: object) -> UPath:
     return path.absolute() if path.protocol == "" else path
 
 
-def autocorrelation_file(block: str) -> str:
-    return f"{block}.safetensors"
+def norms_file(shard: str) -> str:
+    return f"{shard}.safetensors"
 
 
 def is_artifact_name(name: str) -> bool:

@@ -15,10 +15,17 @@ from storage.results import write_json, write_proponents
 from storage.tables import read_table
 from tasks.artifacts import proponents_markdown, publish_proponents
 from tasks.checkpoint import read_checkpoint
-from tasks.curvature import SpectrumRequest, TrainNormsRequest, write_spectrum, write_train_norms
 from tasks.index import Index, shard_texts
 from tasks.queries import QueryRequest, encode_queries
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+from tasks.whitening import (
+    FactorRequest,
+    SpectrumRequest,
+    TrainNormsRequest,
+    write_factors,
+    write_spectrum,
+    write_train_norms,
+)
 
 LIBRARIES = ("trackstar", "torch", "transformers", "numpy", "scipy", "zarr", "polars", "prefect", "dask")
 
@@ -39,26 +46,28 @@ def encode(index: Index, queries: Sequence[Query]) -> Artifact:
 
 def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:
     """The ranking of one query set by one method over the index's gradients."""
+    return rank_candidates(score_request(index, encoded, config, method=method, dask=dask))
+
+
+def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> ScoreRequest:
+    """What is to be scored, after the stages that every query set shares: factors, spectrum and norms."""
     config.check()
-    common = {"index": str(index.path), "shards": index.shards, "dask": dask}
-    whitened = config.whitening != "none"
-    if whitened and index.autocorrelation is None:
+    common = {"index": str(index.path), "shards": index.shards, "tombstones": index.tombstones, "dask": dask}
+    R = index.autocorrelation if config.whitening != "none" else None
+    if config.whitening != "none" and R is None:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
-    autocorrelation = index.autocorrelation if whitened else None
-    is_automatic = config.whitening == "mixed" and config.mixing_weight == "auto"
-    spectrum = write_spectrum(SpectrumRequest(autocorrelation=autocorrelation, **common)) if is_automatic else None
-    return rank_candidates(
-        ScoreRequest(
-            method=method,
-            config=config,
-            queries=encoded,
-            autocorrelation=autocorrelation,
-            spectrum=spectrum,
-            train_norms=write_train_norms(
-                TrainNormsRequest(autocorrelation=autocorrelation, damping=config.damping, **common)
-            ),
-            **common,
-        )
+    spectrum = R and write_spectrum(SpectrumRequest(autocorrelation=R, **common))
+    factors = R and write_factors(
+        FactorRequest(index=str(index.path), autocorrelation=R, damping=config.damping, dask=dask)
+    )
+    return ScoreRequest(
+        method=method,
+        config=config,
+        queries=encoded,
+        factors=factors,
+        spectrum=spectrum,
+        train_norms=write_train_norms(TrainNormsRequest(factors=factors, **common)),
+        **common,
     )
 
 
@@ -88,6 +97,7 @@ def run_record(
         "gradient": index.engine.gradient.model_dump(),
         "second_moment": index.engine.second_moment and index.engine.second_moment.facts["mode"],
         "num_documents": index.total("num_documents"),
+        "num_withdrawn": index.num_withdrawn,
         "num_quarantined": index.total("num_quarantined"),
         "block_dims": index.block_dims,
         "methods": {ranking.facts["method"]: ranking.facts for ranking in rankings},

@@ -17,6 +17,7 @@ from tasks.evaluation import Metrics, evaluate
 from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
+from tasks.numerics.mixing import eval_spectrum
 from tasks.report import Curvature, Prediction, ReportData, render_report
 from tasks.report_views import shown_candidates
 
@@ -91,7 +92,8 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
     if facts is None or not facts["mixing_weight"]:
         return None
     weight = facts["mixing_weight"]
-    spectra = {"λ R_eval": weight * _eval_spectrum(index, encoded)}
+    query_vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
+    spectra = {"λ R_eval": weight * eval_spectrum(query_vectors.values())}
     if facts["spectrum"] is not None:
         train = read_arrays(index.path / facts["spectrum"], SPECTRUM)
         spectra["(1-λ) R_train"] = (1 - weight) * np.concatenate(list(train.values()))
@@ -100,11 +102,4 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
-    )
-
-
-def _eval_spectrum(index: Index, encoded: Artifact) -> np.ndarray:
-    vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
-    return np.concatenate(
-        [np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in vectors.values()]
     )

@@ -15,11 +15,11 @@ from storage.layout import COST
 from storage.manifest import Artifact
 from storage.results import read_json, write_json
 
-TIMED_KINDS = frozenset({"queries", "train_norms", "spectrum", "rankings"})
+TIMED_KINDS = frozenset({"queries", "factors", "train_norms", "spectrum", "rankings"})
 SECONDS = "seconds"
 
 QUERY_GRADIENTS = "query gradients, s"
-CORPUS_STATISTICS = "norms and spectrum, s"
+CORPUS_STATISTICS = "factors, norms and spectrum, s"
 SCORES = "scores, s"
 SUM = "together, s"
 STEPS = (QUERY_GRADIENTS, CORPUS_STATISTICS, SCORES, SUM)
@@ -50,7 +50,7 @@ def method_costs(index: UPath, encoded: Artifact, rankings: Sequence[Artifact]) 
 def _method_cost(index: UPath, encoded: Artifact, ranking: Artifact) -> dict[str, float]:
     steps: Mapping[str, Sequence[str | None]] = {SCORES: [ranking.name]}
     if "whitening" in ranking.facts:  # a method that scores gradients
-        statistics = [ranking.facts.get("train_norms"), ranking.facts.get("spectrum")]
+        statistics = [ranking.facts.get(name) for name in ("factors", "train_norms", "spectrum")]
         steps = {QUERY_GRADIENTS: [encoded.name], CORPUS_STATISTICS: statistics, **steps}
     took = {step: [seconds(index / name) for name in names if name] for step, names in steps.items()}
     known = {step: round(sum(parts), 2) for step, parts in took.items() if parts and None not in parts}

@@ -13,9 +13,11 @@ from storage.manifest import Artifact, remove_tree
 from storage.results import write_text
 from storage.tables import read_table
 from tasks.corpus import CorpusConfig
+from tasks.curvature import CurvatureConfig
 from tasks.engine import EngineSpec
 from tasks.gradients import ShardRequest
 from tasks.second_moment import SecondMomentConfig
+from tasks.tombstones import read_ids
 
 SHARDS = ShardRequest.kind
 
@@ -26,16 +28,24 @@ class Index(BaseModel):
     Attributes:
         engine: The checkpoint and all that determines a gradient; queries go through the same.
         corpus: Where the documents came from.
+        curvature: How R_train was reduced.
         shards: In corpus order.
         autocorrelation: R_train, or None where blocks are too large for it.
+        grams: The sums over runs of shards that R_train was put together from, kept for the next time.
+        tombstones: Which documents were withdrawn, or None.
+        num_withdrawn: How many of the documents of the shards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: EngineSpec
     corpus: CorpusConfig
+    curvature: CurvatureConfig = CurvatureConfig()
     shards: tuple[Artifact, ...]
     autocorrelation: Artifact | None
+    grams: tuple[Artifact, ...] = ()
+    tombstones: Artifact | None = None
+    num_withdrawn: int = 0
 
     @property
     def path(self) -> UPath:
@@ -115,22 +125,17 @@ def require_distinct_ids(shards: Sequence[UPath]) -> None:
     Raises:
         InputError: Names such an id.
     """
-    hashes = pl.concat([_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
+    hashes = pl.concat([read_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
     repeated = hashes.filter(hashes.is_duplicated()).unique()
     if not len(repeated):
         return
-    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(_ids, shards)])
+    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(read_ids, shards)])
     shared = suspects.filter(suspects.is_duplicated())
     if len(shared):
         raise InputError(
             f"{len(shared)} documents share their id with another, {shared[0]!r} for one; give --id-column another "
             "column, or one that no document has, to call them by file and row"
         )
-
-
-def _ids(shard: UPath) -> pl.Series:
-    with (shard / DOCUMENTS).open("rb") as file:
-        return pl.read_parquet(file, columns=["id"])["id"]
 
 
 def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifact, ...]:

@@ -1,8 +1,8 @@
 """From query gradients to the highest and lowest scores over the whole corpus: one pass over the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,18 +12,19 @@ from upath import UPath
 
 from storage.errors import InputError
 from storage.gradients import GradientReader
-from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING, SPECTRUM, TRAIN_NORMS
+from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING, SPECTRUM
 from storage.manifest import Artifact, Draft
 from storage.matrices import read_arrays
 from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
 from storage.tables import read_table, write_table
-from tasks.curvature import ROWS_AT_ONCE, IndexedShards, block_factor
+from tasks.curvature import ROWS_AT_ONCE, IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
-from tasks.numerics import mixing, ranking, scores
+from tasks.numerics import curvature, mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
 from tasks.stage import stage
+from tasks.whitening import read_factor, read_norms
 
-Rankings = dict[str, Ranked]  # PROPONENT and OPPONENT
+Rankings = dict[tuple[int, str], Ranked]  # by number of the mixing weight, and PROPONENT or OPPONENT
 
 Whitening = Literal["mixed", "train", "none"]
 
@@ -39,15 +40,24 @@ class ScoreConfig(BaseModel):
     mixing_weight: float | Literal["auto"] = Field(
         "auto", description="λ, at least 0 and less than 1; auto: where the spectra of R_eval and R_train cross."
     )
+    mixing_weights: tuple[float, ...] = Field(
+        (), description="Further λ, scored in the same pass; their results are those of the method NAME@λ."
+    )
     damping: float = Field(0.1, ge=0, description="Added to R_train, relative to its mean eigenvalue.")
     unit_norm: bool = Field(True, description="Whether encodings have length 1, so that scores are cosines.")
     top_k: int = Field(10, ge=0, description="Proponents and opponents of each query; 0: every candidate.")
 
     def check(self) -> None:
         """Raise InputError for a λ outside [0, 1), which a form or a command line may well bring."""
-        if self.mixing_weight != "auto" and not 0 <= self.mixing_weight < 1:
+        given = [] if self.mixing_weight == "auto" else [self.mixing_weight]
+        for weight in [*given, *self.mixing_weights]:
+            if not 0 <= weight < 1:
+                raise InputError(f"the mixing weight is {weight:g}; it must be at least 0 and less than 1, or auto")
+        if len(set(map(_label, self.mixing_weights))) < len(self.mixing_weights):
+            raise InputError(f"the mixing weights {self.mixing_weights} name one twice; name each once")
+        if self.mixing_weights and self.whitening != "mixed":
             raise InputError(
-                f"the mixing weight is {self.mixing_weight:g}; it must be at least 0 and less than 1, or auto"
+                f"mixing weights are given and whitening is {self.whitening}, which has none; use --whitening mixed"
             )
 
 
@@ -61,7 +71,7 @@ class ScoreRequest(IndexedShards):
     config: ScoreConfig
     queries: Artifact
     train_norms: Artifact
-    autocorrelation: Artifact | None
+    factors: Artifact | None
     spectrum: Artifact | None
 
     @property
@@ -74,124 +84,218 @@ class ScoreRequest(IndexedShards):
             "method": self.method,
             "config": self.config.model_dump(),
             "queries": self.queries.digest,
+            "factors": self.factors and self.factors.digest,
         }
+
+
+class Pass(NamedTuple):
+    """What one pass over the store needs to know, the same for every shard."""
+
+    train_norms: UPath
+    mixing_weights: tuple[float, ...]
+    config: ScoreConfig
 
 
 @stage
 def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents, and how λ came about."""
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
-    weight = _mixing_weight(request, query_vectors)
-    autocorrelation = request.autocorrelation and request.autocorrelation.path(request.index)
-    bases = {  # computed on the workers and kept there: each shard needs all of them
-        block: part(_basis, autocorrelation, block, request.config.damping, query_vectors[block])
-        for block in request.block_dims
+    spectra = _spectra(request, query_vectors)
+    weight = _mixing_weight(request, spectra)
+    weights = {request.method: weight.value} | {
+        f"{request.method}@{_label(further)}": further for further in request.config.mixing_weights
     }
-    norms = read_arrays(request.train_norms.path(request.index), TRAIN_NORMS)
-    parts, start = [], 0
-    for path, shard in zip(request.shard_paths, request.shards, strict=True):
-        stop = start + shard.facts["num_documents"]
-        if stop == start:  # every row of it was quarantined
-            continue
-        shard_norms = {block: values[start:stop] for block, values in norms.items()}
-        parts.append(part(_rank_shard, path, shard_norms, bases, weight.value, request.config, start))
-        start = stop
-    (ranked,) = compute([tree_merge(parts, partial(_merge, config=request.config))], where=request.dask)
-    write_table(draft.path / RANKING, _result_table(ranked, request))
+    ranked = _rank(request, query_vectors, tuple(weights.values()))
+    write_table(draft.path / RANKING, _result_table(ranked, request, list(weights)))
     draft.facts |= {
         "method": request.method,
         "mixing_weight": weight.value,
+        "mixing_weights": weights,
         "crossing_index": weight.crossing_index,
         "wanted_index": weight.wanted_index,
         "limited_by": weight.limited_by,
+        "crossing_values": {"R_train": weight.train_value, "R_eval": weight.eval_value},
         "damping": request.config.damping,
         "whitening": request.config.whitening,
-        "num_candidates": start,
+        "num_candidates": _num_candidates(request),
         "spectrum": request.spectrum and request.spectrum.name,
+        "factors": request.factors and request.factors.name,
         "train_norms": request.train_norms.name,
+        "spectra": _spectra_facts(spectra, request.config.damping),
     }
 
 
-def _mixing_weight(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> mixing.MixingWeight:
+def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:
+    """One pass over all shards."""
+    factors = request.factors and request.factors.path(request.index)
+    bases = {  # computed on the workers and kept there: each shard needs all of them
+        block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims
+    }
+    common = Pass(request.train_norms.path(request.index), weights, request.config)
+    withdrawn = request.withdrawn()
+    parts = [part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in _starts(request)]
+    (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
+    return ranked
+
+
+def _starts(request: IndexedShards) -> list[tuple[UPath, int]]:
+    """Each shard that has documents, and the place of its first one in the corpus."""
+    counts = [shard.facts["num_documents"] for shard in request.shards]
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    return [pair for pair, count in zip(zip(request.shard_paths, starts, strict=True), counts, strict=True) if count]
+
+
+def _num_candidates(request: IndexedShards) -> int:
+    return request.num_documents - sum(map(len, request.withdrawn().values()))
+
+
+def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
+    """Eigenvalues of R_train and of R_eval as far as the scores rest on them, block by block."""
+    found = {}
+    if request.spectrum is not None:
+        found["R_train"] = read_arrays(request.spectrum.path(request.index), SPECTRUM)
+    if request.config.whitening == "mixed":
+        found["R_eval"] = {block: mixing.eval_spectrum([rows]) for block, rows in query_vectors.items()}
+    return found
+
+
+def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float) -> dict[str, Any]:
+    """R_train as a whole and block by block, R_eval as a whole; damping sits on R_train."""
+    facts: dict[str, Any] = {}
+    if "R_train" in spectra:
+        train = spectra["R_train"]
+        reports = {block: curvature.spectrum_report(values, damping=damping) for block, values in train.items()}
+        facts["R_train"] = {
+            **curvature.joint_report(list(reports.values())).facts(),
+            "blocks": {block: report.facts() for block, report in reports.items()},
+        }
+    if "R_eval" in spectra:
+        together = np.concatenate(list(spectra["R_eval"].values()))
+        facts["R_eval"] = {
+            "rank": int(np.sum(together > together.max() * len(together) * np.finfo(np.float64).eps)),
+            "effective_rank": curvature.effective_rank(together),
+        }
+    return facts
+
+
+def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:
     """λ as given, as it follows from the spectra, or 0 where R_eval takes no part."""
     config = request.config
     if config.whitening != "mixed":
-        return mixing.MixingWeight(0.0, 0, 0, None)
+        return mixing.MixingWeight(0.0)
     if config.mixing_weight != "auto":
-        return mixing.MixingWeight(float(config.mixing_weight), 0, 0, None)
-    train = read_arrays(request.spectrum.path(request.index), SPECTRUM)
-    evaluation = [
-        np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in query_vectors.values()
-    ]
+        return mixing.MixingWeight(float(config.mixing_weight))
     try:
         return mixing.crossing_mixing_weight(
-            np.concatenate(list(train.values())),
-            np.concatenate(evaluation),
+            *(np.concatenate(list(spectra[name].values())) for name in ("R_train", "R_eval")),
             num_dims=sum(request.block_dims.values()),
         )
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def _basis(autocorrelation: UPath | None, block: str, damping: float, query_vectors: ndarray) -> scores.QueryBasis:
-    return scores.query_basis(block_factor(autocorrelation, block, damping), query_vectors)
+def _label(weight: float) -> str:
+    return f"{weight:g}"
+
+
+def _basis(factors: UPath | None, block: str, query_vectors: ndarray) -> scores.QueryBasis:
+    return scores.query_basis(read_factor(factors, block), query_vectors)
 
 
 def _rank_shard(
     path: UPath,
-    norms: Mapping[str, ndarray],
+    common: Pass,
     bases: Mapping[str, scores.QueryBasis],
-    mixing_weight: float,
-    config: ScoreConfig,
     first_position: int,
+    withdrawn: ndarray | None,
 ) -> Rankings:
     """The shard's own best and worst candidates of every query; of all others nothing is kept."""
-    reader = GradientReader(path)
+    kept = np.ones(GradientReader(path).num_rows, dtype=bool)
+    if withdrawn is not None:
+        kept[withdrawn] = False
     parts: list[Rankings] = []
-    for start in range(0, reader.num_rows, ROWS_AT_ONCE):
-        stop = min(start + ROWS_AT_ONCE, reader.num_rows)
-        influence = scores.influence(
-            [reader.rows(block, start, stop).astype(np.float64) @ basis.readout for block, basis in bases.items()],
-            np.stack([norms[block][start:stop] for block in bases], axis=1),
-            list(bases.values()),
-            mixing_weight=mixing_weight,
-            unit_norm=config.unit_norm,
-        ).T
-        positions = first_position + np.arange(start, stop)
+    for start, influence in shard_influences(path, common, bases):
+        rows = np.flatnonzero(kept[start : start + influence.shape[1]])
+        positions = first_position + start + rows
         parts.append(
             {
-                kind: ranking.best(influence, positions, top_k=config.top_k or None, largest=kind == PROPONENT)
+                (number, kind): ranking.best(
+                    of_weight[rows].T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
+                )
+                for number, of_weight in enumerate(influence)
                 for kind in (PROPONENT, OPPONENT)
             }
         )
-    return _merge(parts, config)
+    return _merge(parts, common.config.top_k or None)
 
 
-def _merge(parts: Sequence[Rankings], config: ScoreConfig) -> Rankings:
+def shard_influences(
+    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis]
+) -> Iterator[tuple[int, ndarray]]:
+    """Scores [weights n queries] of a shard's documents, some at a time, with the row of the first."""
+    reader = GradientReader(path)
+    train_norms, norms = read_norms(common.train_norms, path)
+    readouts = [scores.Readout(basis) for basis in bases.values()]
+    for start in range(0, reader.num_rows, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, reader.num_rows)
+        coordinates = [
+            readout(
+                reader.rows(block, start, stop),
+                train_norms=train_norms[start:stop, column],
+                norms=norms[start:stop, column],
+            )
+            for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))
+        ]
+        yield (
+            start,
+            scores.influences(
+                coordinates,
+                train_norms[start:stop],
+                list(bases.values()),
+                mixing_weights=common.mixing_weights,
+                unit_norm=common.config.unit_norm,
+            ),
+        )
+
+
+def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
     return {
-        kind: ranking.merge([ranked[kind] for ranked in parts], top_k=config.top_k or None, largest=kind == PROPONENT)
-        for kind in (PROPONENT, OPPONENT)
+        key: ranking.merge([ranked[key] for ranked in parts], top_k=top_k, largest=key[1] == PROPONENT)
+        for key in parts[0]
     }
 
 
-def _result_table(ranked: Rankings, request: ScoreRequest) -> pl.DataFrame:
-    """Positions in the corpus as candidate ids, one row a query, kind and rank."""
+def _result_table(ranked: Rankings, request: ScoreRequest, methods: Sequence[str]) -> pl.DataFrame:
+    """Positions in the corpus as candidate ids, one row a method, query, kind and rank."""
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
-    ids = pl.concat([read_table(path, DOCUMENTS)["id"] for path in request.shard_paths])
+    positions = np.unique(np.concatenate([best.positions.ravel() for best in ranked.values()]))
+    ids = _ids_at(request, positions)
     tables = []
     for query, query_id in enumerate(query_ids):
-        for kind, best in ranked.items():
+        for (number, kind), best in ranked.items():
             tables.append(
                 pl.DataFrame(
                     {
                         "query_id": query_id,
-                        "method": request.method,
+                        "method": methods[number],
                         "kind": kind,
                         "rank": np.arange(1, best.scores.shape[1] + 1),
-                        "candidate_id": ids.gather(best.positions[query]),
+                        "candidate_id": ids.gather(np.searchsorted(positions, best.positions[query])),
                         "score": best.scores[query],
                     },
                     schema_overrides=dict(RESULT_SCHEMA),
                 )
             )
     return pl.concat(tables)
+
+
+def _ids_at(request: IndexedShards, positions: ndarray) -> pl.Series:
+    """The ids of the documents at some places in the corpus, ascending; only their shards are read."""
+    shards = _starts(request)
+    bounds = np.searchsorted(positions, [start for _, start in shards[1:]])
+    parts = [
+        read_table(path, DOCUMENTS)["id"].gather(of_shard - start)
+        for (path, start), of_shard in zip(shards, np.split(positions, bounds), strict=True)
+        if len(of_shard)
+    ]
+    return pl.concat(parts)

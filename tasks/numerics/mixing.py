@@ -9,11 +9,14 @@ the last of those hold next to nothing (a query answered with certainty has next
 send λ to 1. Such a matrix is taken at its effective rank exp(−Σ p log p), p = σ / Σ σ (Roy and Vetterli 2007).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+
+from tasks.numerics.curvature import effective_rank
 
 CROSSING_FRACTION = 1000 / 65_536
 
@@ -27,12 +30,25 @@ class MixingWeight:
         crossing_index: The 1-based component at which the curves were made to cross.
         wanted_index: The component the paper's fraction asks for.
         limited_by: "R_eval" or "R_train" where its effective rank is below the wanted index, else None.
+        train_value, eval_value: σ_train and σ_eval at the crossing; None for a λ that was given.
     """
 
     value: float
-    crossing_index: int
-    wanted_index: int
-    limited_by: str | None
+    crossing_index: int = 0
+    wanted_index: int = 0
+    limited_by: str | None = None
+    train_value: float | None = None
+    eval_value: float | None = None
+
+
+def eval_spectrum(query_vectors: Iterable[Float[ndarray, "q _"]]) -> Float[ndarray, " e"]:
+    """Return the eigenvalues of R_eval = ΦᵀΦ / Q of all blocks together, one block after another, zeros left out.
+
+    Args:
+        query_vectors: The projected gradients of the queries, one array a block.
+    """
+    values = [np.linalg.svd(rows.astype(np.float64), compute_uv=False) ** 2 / len(rows) for rows in query_vectors]
+    return np.concatenate(values)
 
 
 def crossing_mixing_weight(
@@ -56,14 +72,12 @@ def crossing_mixing_weight(
     wanted = max(1, round(CROSSING_FRACTION * num_dims))
     smaller = min(ranks, key=ranks.__getitem__)
     index = min(wanted, ranks[smaller])
-    value = train[index - 1] / (evaluation[index - 1] + train[index - 1])
-    return MixingWeight(float(value), index, wanted, smaller if index < wanted else None)
-
-
-def effective_rank(spectrum: Float[ndarray, " d"]) -> int:
-    """Return exp(−Σ p log p) of p = σ / Σ σ, rounded: the rank for equal eigenvalues, 0 for a zero matrix."""
-    positive = spectrum[spectrum > 0]
-    if len(positive) == 0:
-        return 0
-    p = positive / positive.sum()
-    return round(float(np.exp(-np.sum(p * np.log(p)))))
+    sigma_train, sigma_eval = float(train[index - 1]), float(evaluation[index - 1])
+    return MixingWeight(
+        value=sigma_train / (sigma_eval + sigma_train),
+        crossing_index=index,
+        wanted_index=wanted,
+        limited_by=smaller if index < wanted else None,
+        train_value=sigma_train,
+        eval_value=sigma_eval,
+    )

@@ -10,8 +10,8 @@ In the basis where R_train is whitened R = (1-λ) I + λ R̃_eval, so with t = V
     φ_mᵀ R^-1 φ_q = Σ_i t_i(m) t_i(q) / (λ s_i + 1-λ)                            (Ψ lies in the span of V)
     φ_mᵀ R^-1 φ_m = (‖ψ‖² − ‖t‖²) / (1-λ) + Σ_i t_i(m)² / (λ s_i + 1-λ)
 
-A candidate costs d·r multiplications for the whole query set; ‖ψ‖² is measured once for all query sets. float64
-throughout: ‖ψ‖² − ‖t‖² cancels for a candidate that lies in the span of few queries.
+A candidate costs d·r multiplications for the whole query set and all λ; ‖ψ‖² is measured once for all query sets.
+All of it is float64 but the product t, which is float32 where that shows in no score (``Readout``).
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from tasks.numerics.curvature import solve_transposed, whiten
+
+SCORE_ROUNDING = 1e-5  # what float32 products may change in a score: a tenth of what float32 gradients do
+UNIT_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,39 @@ def query_basis(C: Float[ndarray, "d d"] | None, query_vectors: Float[ndarray, "
     return QueryBasis(readout, sigma**2 / len(psi), U * sigma)
 
 
+class Readout:
+    """Candidates' coordinates t = φ @ readout, at the speed of float32 and as exact as scores need.
+
+    A float32 product is off by at most ε = u ‖φ‖ ‖readout‖. Carried through the two equations above, whatever λ and s
+    are, that moves a score by at most ε (√o + ‖t‖) / o, o = ‖ψ‖² − ‖t‖². Where this exceeds ``SCORE_ROUNDING`` (R_train
+    hardly damped, or a candidate in the span of the queries, where o is a difference of equals) t is float64.
+    """
+
+    def __init__(self, basis: QueryBasis) -> None:
+        self._exact = np.ascontiguousarray(basis.readout)  # one memory order: one order of sums, wherever it came from
+        self._fast = self._exact.astype(np.float32)
+        self._rounding = UNIT_ROUNDOFF * float(np.linalg.norm(basis.readout))
+
+    def __call__(
+        self, vectors: Float[ndarray, "n d"], *, train_norms: Float[ndarray, " n"], norms: Float[ndarray, " n"]
+    ) -> Float[ndarray, "n r"]:
+        """Return t of some candidates.
+
+        Args:
+            vectors: φ, float32.
+            train_norms: ‖ψ‖².
+            norms: ‖φ‖².
+        """
+        t = (vectors @ self._fast).astype(np.float64)
+        inside = np.einsum("nr,nr->n", t, t)
+        outside = np.maximum(train_norms - inside, 0.0)
+        moved = self._rounding * np.sqrt(norms) * (np.sqrt(outside) + np.sqrt(inside))
+        rough = ~(moved <= SCORE_ROUNDING * outside)
+        if rough.any():
+            t[rough] = vectors[rough].astype(np.float64) @ self._exact
+        return t
+
+
 def influence(
     coordinates: Sequence[Float[ndarray, "n _"]],
     train_norms: Float[ndarray, "n b"],
@@ -58,26 +94,43 @@ def influence(
     mixing_weight: float,
     unit_norm: bool,
 ) -> Float[ndarray, "n q"]:
-    """Return I(z_m, z_q) = Ḡ(z_m) · Ḡ(z_q) for every candidate and query.
+    """Return I(z_m, z_q) = Ḡ(z_m) · Ḡ(z_q) for every candidate and query, at one λ; see ``influences``."""
+    return influences(coordinates, train_norms, bases, mixing_weights=[mixing_weight], unit_norm=unit_norm)[0]
+
+
+def influences(
+    coordinates: Sequence[Float[ndarray, "n _"]],
+    train_norms: Float[ndarray, "n b"],
+    bases: Sequence[QueryBasis],
+    *,
+    mixing_weights: Sequence[float],
+    unit_norm: bool,
+) -> Float[ndarray, "l n q"]:
+    """Return I(z_m, z_q) = Ḡ(z_m) · Ḡ(z_q) for every mixing weight, candidate and query.
 
     Args:
         coordinates: t of the candidates, one array a block.
         train_norms: ‖ψ‖² of the candidates, one column a block.
         bases: One a block.
-        mixing_weight: λ in [0, 1).
+        mixing_weights: Each λ in [0, 1).
         unit_norm: Whether encodings are normalised; without it scores are φ_mᵀ R^-1 φ_q.
 
     Raises:
-        ValueError: λ is outside [0, 1).
+        ValueError: A λ is outside [0, 1).
     """
-    if not 0 <= mixing_weight < 1:
-        raise ValueError(f"the mixing weight is {mixing_weight}; it must be at least 0 and less than 1")
-    products = np.zeros((len(train_norms), len(bases[0].coordinates)))
-    candidate_norms, query_norms = np.zeros(products.shape[0]), np.zeros(products.shape[1])
+    for weight in mixing_weights:
+        if not 0 <= weight < 1:
+            raise ValueError(f"the mixing weight is {weight}; it must be at least 0 and less than 1")
+    λ = np.asarray(mixing_weights, dtype=np.float64)[:, None]
+    products = np.zeros((len(λ), len(train_norms), len(bases[0].coordinates)))
+    candidate_norms, query_norms = np.zeros(products.shape[:2]), np.zeros((len(λ), products.shape[2]))
     for t, psi_norms, basis in zip(coordinates, train_norms.T, bases, strict=True):
-        weights = 1 / (mixing_weight * basis.eigenvalues + 1 - mixing_weight)
-        products += (t * weights) @ basis.coordinates.T
-        outside = np.maximum(psi_norms - np.sum(t**2, axis=1), 0.0)
-        candidate_norms += outside / (1 - mixing_weight) + t**2 @ weights
-        query_norms += basis.coordinates**2 @ weights
-    return products / np.sqrt(np.outer(candidate_norms, query_norms)) if unit_norm else products
+        weights = 1 / (λ * basis.eigenvalues + 1 - λ)  # [l r]
+        products += t @ (weights[:, None] * basis.coordinates).transpose(0, 2, 1)
+        squares = t**2
+        outside = np.maximum(psi_norms - squares.sum(axis=1), 0.0)
+        candidate_norms += outside / (1 - λ) + weights @ squares.T
+        query_norms += weights @ (basis.coordinates**2).T
+    if not unit_norm:
+        return products
+    return products / np.sqrt(candidate_norms[:, :, None] * query_norms[:, None, :])

@@ -64,8 +64,8 @@ def test_a_query_that_is_answered_with_certainty_does_not_send_the_mixing_weight
 
 
 def test_effective_rank_of_equal_eigenvalues_is_their_number():
-    assert mixing.effective_rank(np.array([3.0, 3.0, 3.0, 0.0])) == 3
-    assert mixing.effective_rank(np.zeros(4)) == 0
+    assert curvature.effective_rank(np.array([3.0, 3.0, 3.0, 0.0])) == 3
+    assert curvature.effective_rank(np.zeros(4)) == 0
 
 
 def test_mixing_weight_of_zero_gradients_is_refused():

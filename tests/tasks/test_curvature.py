@@ -4,8 +4,10 @@ from upath import UPath
 
 from storage.gradients import GradientWriter
 from storage.manifest import Artifact, new_artifact, require_manifest
-from tasks.curvature import AutocorrelationRequest, SpectrumRequest, write_autocorrelation, write_spectrum
+from storage.matrices import read_arrays
+from tasks.curvature import AutocorrelationRequest, read_autocorrelation, write_autocorrelation
 from tasks.stage import build
+from tasks.whitening import SpectrumRequest, write_spectrum
 from tests.flows.runs import files
 
 DIMS = {"attention.00": 6, "mlp.00": 4}
@@ -36,17 +38,15 @@ def test_autocorrelation_has_the_same_bytes_from_threads_and_from_processes(shar
         written.append(files(tmp_path / "autocorrelation"))
         directory.rename(tmp_path / f"set aside {dask}")
     assert written[0] == written[1]
-    assert len(written[0]) == len(DIMS) + 1
+    assert {name for name in written[0] if name.endswith("/c/0/0")}  # there are matrices in it
 
 
 def test_the_spectrum_is_the_same_by_documents_as_by_dimensions(shards, tmp_path):
     """With fewer documents than dimensions, the eigenvalues come from the smaller product."""
-    from storage.matrices import read_arrays
-
     for few in (shards, shards[2:]):
         autocorrelation = build(write_autocorrelation.body, AutocorrelationRequest(index=str(tmp_path), shards=few))
         request = SpectrumRequest(index=str(tmp_path), shards=few, autocorrelation=autocorrelation)
         found = read_arrays(build(write_spectrum.body, request).path(str(tmp_path)), "spectrum.safetensors")
         for block, values in found.items():
-            R = read_arrays(autocorrelation.path(str(tmp_path)), f"{block}.safetensors")["R"]
+            R = read_autocorrelation(autocorrelation.path(str(tmp_path)), block)
             np.testing.assert_allclose(values, np.linalg.eigvalsh(R)[::-1], atol=1e-12)

@@ -4,12 +4,12 @@ from upath import UPath
 
 from storage.layout import EVIDENCE_SCORES, HISTOGRAM
 from storage.tables import read_table
-from tasks.curvature import AutocorrelationRequest, TrainNormsRequest, write_autocorrelation, write_train_norms
+from tasks.numerics.scores import SCORE_ROUNDING
 from tasks.score_histogram import NUM_BINS, HistogramRequest, count_scores
-from tasks.scores import ScoreRequest, rank_candidates
+from tasks.scores import rank_candidates
 from tasks.stage import build
 from tests.reference import influence
-from tests.tasks.test_scores import CONFIG, DIMS, NUM_QUERIES, SHARD_ROWS, write_store
+from tests.tasks.test_scores import CONFIG, DIMS, NUM_QUERIES, SHARD_ROWS, request_of
 
 EVIDENCE = {"q0": ("d3", "d20"), "q2": ("d3", "no such document")}
 
@@ -21,15 +21,9 @@ def counted(tmp_path_factory):
     counts = (sum(SHARD_ROWS), NUM_QUERIES)
     gradients = [{name: rng.normal(size=(n, d)).astype(np.float32) for name, d in DIMS.items()} for n in counts]
     index = UPath(tmp_path_factory.mktemp("index"))
-    shards, queries = write_store(index, gradients)
-    common = {"index": str(index), "shards": shards}
-    whitening = {"autocorrelation": build(write_autocorrelation.body, AutocorrelationRequest(**common)), **common}
-    norms = build(write_train_norms.body, TrainNormsRequest(damping=CONFIG.damping, **whitening))
-    ranking = build(
-        rank_candidates.body,
-        ScoreRequest(method="trackstar", config=CONFIG, queries=queries, train_norms=norms, spectrum=None, **whitening),
-    )
-    request = HistogramRequest(queries=queries, ranking=ranking, unit_norm=True, evidence=EVIDENCE, **whitening)
+    scoring = request_of(index, gradients)
+    ranking = build(rank_candidates.body, scoring)
+    request = HistogramRequest(index=str(index), scoring=scoring, ranking=ranking, evidence=EVIDENCE)
     directory = build(count_scores.body, request).path(str(index))
     scores = influence(*(part.values() for part in gradients), mixing_weight=0.9, damping=CONFIG.damping)
     return scores, read_table(directory, HISTOGRAM), read_table(directory, EVIDENCE_SCORES)
@@ -39,8 +33,7 @@ def test_every_score_of_every_shard_is_counted_between_the_lowest_and_the_highes
     scores, histogram, _ = counted
     for query, row in enumerate(histogram.iter_rows(named=True)):
         column = scores[:, query]
-        # float64 on both sides, as far as cond(R) lets them agree
-        np.testing.assert_allclose([row["low"], row["high"]], [column.min(), column.max()], atol=1e-9)
+        np.testing.assert_allclose([row["low"], row["high"]], [column.min(), column.max()], atol=SCORE_ROUNDING)
         expected, _ = np.histogram(column, bins=NUM_BINS, range=(row["low"] - 1e-12, row["high"] + 1e-12))
         assert row["counts"] == expected.tolist()
 
@@ -50,4 +43,4 @@ def test_evidence_has_its_score_however_low_and_an_unknown_document_has_none(cou
     found = {(query, candidate): score for query, candidate, score in evidence.iter_rows()}
     assert set(found) == {("q0", "d3"), ("q0", "d20"), ("q2", "d3")}
     for (query, candidate), score in found.items():
-        assert score == pytest.approx(scores[int(candidate[1:]), int(query[1:])], abs=1e-9)
+        assert score == pytest.approx(scores[int(candidate[1:]), int(query[1:])], abs=SCORE_ROUNDING)

@@ -17,9 +17,11 @@ from storage.manifest import Artifact, new_artifact, require_manifest
 from storage.matrices import write_arrays
 from storage.results import OPPONENT, PROPONENT
 from storage.tables import read_table, write_table
-from tasks.curvature import AutocorrelationRequest, TrainNormsRequest, write_autocorrelation, write_train_norms
+from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.numerics.scores import SCORE_ROUNDING
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
 from tasks.stage import build
+from tasks.whitening import FactorRequest, TrainNormsRequest, write_factors, write_train_norms
 from tests.reference import influence
 
 DIMS = {"attention.00": 6, "mlp.00": 4}
@@ -67,16 +69,21 @@ def reference_to(index, name):
     return Artifact(name=name, digest=manifest.digest, facts=manifest.facts)
 
 
-def rank(index, gradients, *, dask="local", config=CONFIG):
-    """R_train, norms and ranking of a new index."""
+def request_of(index, gradients, *, dask="local", config=CONFIG):
+    """What is to be scored, R_train and norms of a new index being there."""
     shards, queries = write_store(index, gradients)
     common = {"index": str(index), "shards": shards, "dask": dask}
-    autocorrelation = build(write_autocorrelation.body, AutocorrelationRequest(**common))
-    whitening = {"autocorrelation": autocorrelation, **common}
-    norms = build(write_train_norms.body, TrainNormsRequest(damping=config.damping, **whitening))
-    request = ScoreRequest(
+    R = build(write_autocorrelation.body, AutocorrelationRequest(**common))
+    of_factors = FactorRequest(index=str(index), autocorrelation=R, damping=config.damping, dask=dask)
+    whitening = {"factors": build(write_factors.body, of_factors), **common}
+    norms = build(write_train_norms.body, TrainNormsRequest(**whitening))
+    return ScoreRequest(
         method="trackstar", config=config, queries=queries, train_norms=norms, spectrum=None, **whitening
     )
+
+
+def rank(index, gradients, **settings):
+    request = request_of(index, gradients, **settings)
     return read_table(build(rank_candidates.body, request).path(str(index)), RANKING)
 
 
@@ -128,8 +135,7 @@ def test_ranking_holds_the_best_and_worst_of_the_dense_definition(gradients, in_
             found = in_this_process.filter((pl.col("kind") == kind) & (pl.col("query_id") == f"q{query}"))
             order = np.argsort(sign * expected[:, query])[: CONFIG.top_k]
             assert found["candidate_id"].to_list() == [f"d{position}" for position in order]
-            # float64 on both sides, as far as cond(R) lets them agree
-            np.testing.assert_allclose(found["score"], expected[order, query], atol=1e-9)
+            np.testing.assert_allclose(found["score"], expected[order, query], atol=SCORE_ROUNDING)
 
 
 @pytest.mark.parametrize("function", [SCORES_DONE, REDUCTION_DONE])

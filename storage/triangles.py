@@ -1,0 +1,80 @@
+"""The lower triangles of symmetric or triangular matrices: one Zarr array a block, in square tiles.
+
+    NAME.zarr/
+      attention.00   [d d] float64    tiles [TILE TILE], CRC-32C of each; those above the diagonal are not there
+      mlp.00         …
+
+Half of a symmetric matrix says it all, and a checksum of hardware speed is read at the speed of the disk: a large R is
+read for every query set. A tile that is missing on or below the diagonal would read as NaN, never as a plausible zero.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import zarr
+from numpy import ndarray
+from upath import UPath
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from storage.errors import CorruptionError
+from storage.gradients import zarr_store
+
+TILE = 512
+
+
+def create_triangles(path: UPath) -> None:
+    """An empty group for blocks to be written to, each by a writer of its own."""
+    zarr.open_group(zarr_store(path), mode="w")
+
+
+def write_lower(path: UPath, block: str, matrix: ndarray) -> None:
+    """Write the lower triangle of a block's matrix [d d] into the group at ``path``."""
+    num_dims = len(matrix)
+    tile = min(TILE, num_dims)
+    array = zarr.open_group(zarr_store(path), mode="r+").create_array(
+        block,
+        shape=(num_dims, num_dims),
+        chunks=(tile, tile),
+        dtype="float64",
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        fill_value=float("nan"),
+        config={"write_empty_chunks": False},
+        overwrite=True,  # a worker that was lost may have begun it
+    )
+    for start, stop in _bounds(num_dims, tile):
+        array[start:stop, :stop] = matrix[start:stop, :stop]
+
+
+def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None = None) -> ndarray:
+    """The lower triangle [d d] of a block, zero above the diagonal; added to ``out`` if that is given.
+
+    Raises:
+        CorruptionError: A tile is missing or fails its checksum.
+    """
+    try:
+        array = zarr.open_group(zarr_store(directory / name), mode="r")[block]
+        total = np.zeros(array.shape) if out is None else out
+        for start, stop in _bounds(len(total), array.chunks[0]):
+            panel = array[start:stop, :stop]
+            if np.isnan(panel[0, 0]) or np.isnan(panel[-1, -1]):
+                raise _corruption(directory, name, block, "lacks a part that was written")
+            panel[:, start:] = np.tril(panel[:, start:])
+            total[start:stop, :stop] += panel
+    except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged files
+        raise _corruption(directory, name, block, f"is missing or damaged ({error})") from error
+    return total
+
+
+def symmetric(lower: ndarray) -> ndarray:
+    """The symmetric matrix of a lower triangle."""
+    return lower + np.tril(lower, -1).T
+
+
+def _bounds(num_dims: int, tile: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + tile, num_dims)) for start in range(0, num_dims, tile))
+
+
+def _corruption(directory: UPath, name: str, block: str, problem: str) -> CorruptionError:
+    cure = f"run `trackstar verify {directory.parent.parent} --repair`, then the same command again to rebuild it"
+    return CorruptionError(directory / name / block, problem, cure)
