@@ -3,7 +3,7 @@
     step    forward and backward of a training step on the same batch, with the library's own loss
     floor   forward, and a backward pass of activation gradients alone: nothing is projected or stored
 
-    python benchmarks/index_cost.py [--rounds 7] [--tokens 256 64]
+    python benchmarks/index_cost.py [--rounds 7] [--tokens 256 64] [--models llama gpt_neox smollm2]
 
 Every variant takes its turn in each round, on the same batch, and CPU time is counted, not the clock: a shared machine
 then disturbs all of them alike. Reported are medians of the ratios within a round.
@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 from tasks.numerics.architecture import assign_blocks, find_weight_matrices
 from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 
-TOKENS_PER_BATCH = 2048
 VOCABULARY = 8192
 CONFIGS = {
     "llama": LlamaConfig(
@@ -34,6 +33,10 @@ CONFIGS = {
     "gpt_neox": GPTNeoXConfig(
         hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=6,
         vocab_size=VOCABULARY, max_position_embeddings=512,
+    ),
+    "smollm2": LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, max_position_embeddings=512, tie_word_embeddings=True,
     ),
 }  # fmt: skip
 
@@ -97,10 +100,10 @@ def measure(steps: dict[str, Step], tokens: Tensor, *, num_rounds: int) -> dict[
     return seconds
 
 
-def table(family: str, *, num_tokens: int, num_rounds: int) -> list[str]:
+def table(family: str, *, num_tokens: int, batch_tokens: int, num_rounds: int) -> list[str]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family]).float()
-    tokens = torch.randint(0, VOCABULARY, (TOKENS_PER_BATCH // num_tokens, num_tokens))
+    tokens = torch.randint(0, model.config.vocab_size, (batch_tokens // num_tokens, num_tokens))
     steps = {
         "step": training_step(model),
         "floor": floor(model),
@@ -112,7 +115,7 @@ def table(family: str, *, num_tokens: int, num_rounds: int) -> list[str]:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     return [
         f"| {family} {size:.0f}M | {num_tokens} | {name} | {_ratio(seconds, name, 'step'):.3f} "
-        f"| {_ratio(seconds, name, 'floor'):.3f} | {TOKENS_PER_BATCH / statistics.median(seconds[name]):.0f} |"
+        f"| {_ratio(seconds, name, 'floor'):.3f} | {batch_tokens / statistics.median(seconds[name]):.0f} |"
         for name in steps
     ]
 
@@ -125,14 +128,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 64], help="Length of a document.")
-    parser.add_argument("--families", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="Tokens of a batch.")
+    parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=["llama", "gpt_neox"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | tokens a document | cost of | / step | / floor | tokens per CPU second |")
     print("|---|---|---|---|---|---|")
-    for family in arguments.families:
+    options = {"batch_tokens": arguments.batch_tokens, "num_rounds": arguments.rounds}
+    for family in arguments.models:
         for num_tokens in arguments.tokens:
-            print("\n".join(table(family, num_tokens=num_tokens, num_rounds=arguments.rounds)), flush=True)
+            print("\n".join(table(family, num_tokens=num_tokens, **options)), flush=True)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,13 @@ def index(
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
     dask: DaskOption = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
+    ] = False,
 ) -> None:
     """Checkpoint and corpus to an index: the projected gradient of every document, V and R_train."""
     _prepare()
     from flows.config import IndexConfig
-    from flows.index import index as flow
-    from flows.summary import index_table
 
     config = IndexConfig.model_validate(
         {
@@ -97,6 +98,12 @@ def index(
             "dask": dask,
         }
     )
+    if dry_run:
+        _predict(config)
+        return
+    from flows.index import index as flow
+    from flows.summary import index_table
+
     console.print(index_table(_run(flow, config)))
 
 
@@ -307,6 +314,14 @@ def _prepare() -> None:
     """Defaults for running without a server; what the environment says comes first."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def _predict(config: Any) -> None:
+    from flows.summary import budget_table
+    from tasks.budget import BudgetRequest, predict
+
+    config.check()
+    console.print(budget_table(predict(BudgetRequest.model_validate(config.model_dump()))))
 
 
 def _run(flow: Any, config: Any) -> Any:

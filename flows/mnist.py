@@ -12,10 +12,8 @@ from storage.layout import location
 from tasks.mnist_cells import (
     GeometryRequest,
     ParametersRequest,
-    PicturesRequest,
     SweepsRequest,
     TermsRequest,
-    draw_pictures,
     measure_geometry,
     measure_parameters,
     measure_sweeps,
@@ -23,6 +21,7 @@ from tasks.mnist_cells import (
 )
 from tasks.mnist_data import DIGITS, MNIST, ImagesRequest, write_images
 from tasks.mnist_model import VARIANTS, StudyConfig
+from tasks.mnist_pictures import PicturesRequest, draw_pictures
 from tasks.mnist_report import write_report
 from tasks.mnist_results import Study
 from tasks.stage import gather

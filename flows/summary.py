@@ -1,6 +1,8 @@
 """What a command prints when it is done, and what ``show`` and ``verify`` print about a directory."""
 
 from collections.abc import Iterable
+from datetime import timedelta
+from math import ceil
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -43,6 +45,25 @@ def index_table(index: Any) -> Table:
         ("disk", f"{_size_bytes(index.path) / 2**20:,.1f} MiB"),
     ]
     return facts_table(f"Index {index.path}", facts)
+
+
+def budget_table(budget: Any) -> RenderableType:
+    """A prediction, part by part."""
+    tokens = f"{budget.num_tokens:,.0f}"
+    if budget.num_tokens_error:
+        tokens += f" ± {budget.num_tokens_error:,.0f}, from {budget.num_sampled:,} documents"
+    facts = [
+        ("documents", budget.num_documents),
+        ("tokens", tokens),
+        ("probe", f"{budget.num_probed:,} documents were indexed in a scratch directory"),
+        ("peak memory", f"{budget.memory_bytes / 2**30:,.1f} GiB"),
+    ]
+    table = Table("part", "time", "disk", title="Prediction", title_justify="left")
+    for name in dict.fromkeys([*budget.seconds, *budget.disk_bytes]):
+        table.add_row(name, *_cost(budget.seconds.get(name), budget.disk_bytes.get(name)))
+    table.add_section()
+    table.add_row("all", *_cost(sum(budget.seconds.values()), sum(budget.disk_bytes.values())))
+    return Group(facts_table("Dry run: nothing was written", facts), table)
 
 
 def attribution_table(config: Any) -> RenderableType:
@@ -142,6 +163,11 @@ def _damping_advice(run: dict[str, Any], method: dict[str, Any]) -> str:
     if method["whitening"] == "none" or method["damping"] >= 1 or run["num_documents"] >= widest:
         return ""
     return f" (fewer documents than a block's {widest:,} dimensions: try --damping 10)"
+
+
+def _cost(seconds: float | None, num_bytes: int | None) -> tuple[str, str]:
+    time = "" if seconds is None else str(timedelta(seconds=ceil(seconds)))
+    return time, "" if num_bytes is None else f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _size_bytes(path: Any) -> int:

@@ -23,7 +23,7 @@ from upath import UPath
 from storage.errors import InputError
 from storage.layout import SECOND_MOMENT, location
 from tasks.numerics.architecture import find_weight_matrices
-from tasks.numerics.second_moment import SecondMoment, transpose
+from tasks.numerics.second_moment import SecondMoment
 from tasks.optimizer_formats import match_parameters, read_state
 from tasks.optimizer_state import write_second_moments
 from tasks.reindex import step_of
@@ -91,11 +91,7 @@ def second_moments_of(model: nn.Module, optimizer: Optimizer) -> Mapping[str, Se
         InputError: The optimizer is another model's, or one whose state is not known.
     """
     states = match_parameters(optimizer.state_dict(), model)
-    second_moments = {}
-    for matrix in find_weight_matrices(model):
-        V = read_state(states.get(matrix.name, {}))
-        second_moments[matrix.name] = transpose(V) if matrix.transposed else V
-    return second_moments
+    return {matrix.name: read_state(states.get(matrix.parameter, {}), matrix) for matrix in find_weight_matrices(model)}
 
 
 def _event(path: UPath) -> dict[str, Any]:

@@ -85,11 +85,13 @@ def load_model(checkpoint: Checkpoint, config: ModelConfig) -> nn.Module:
     """
     directory = location(checkpoint.path)
     options = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
+    # Experts one after another, as they run while they are tapped, and in every precision.
+    how = {"dtype": getattr(torch, config.dtype), "experts_implementation": "eager"}
     transformers_logging.disable_progress_bar()
     try:
         if AutoConfig.from_pretrained(str(directory), **options).is_encoder_decoder:
             raise InputError(f"{directory} is an encoder-decoder; only decoder-only models can be traced")
-        model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=getattr(torch, config.dtype), **options)
+        model = AutoModelForCausalLM.from_pretrained(str(directory), **how, **options)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{directory} cannot be loaded as a causal language model: {_first_line(error)}") from error
     model.config.use_cache = False

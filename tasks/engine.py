@@ -173,9 +173,11 @@ def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) ->
     scales: dict[str, Tensor] = {}
     for matrices in model_blocks(model, spec.gradient).values():
         for matrix in matrices:
+            if matrix.parameter not in scales:
+                scales[matrix.parameter] = torch.empty(model.get_parameter(matrix.parameter).shape, device=device)
             V = second_moments.get(matrix.name)
-            scale = torch.ones(matrix.shape) if V is None else _dense_scale(V, spec.gradient.epsilon)
-            scales[matrix.name] = (scale.T if matrix.transposed else scale).to(device)
+            part = matrix.part_of(scales[matrix.parameter])
+            part.copy_(torch.ones(matrix.shape) if V is None else _dense_scale(V, spec.gradient.epsilon))
     return scales
 
 

@@ -1,6 +1,6 @@
 """The stage that costs the most: one shard of the corpus into projected gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +30,7 @@ class ShardRequest(StageRequest):
     """One corpus shard to be turned into gradients."""
 
     kind: ClassVar[str] = "shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     shard: CorpusShard
@@ -67,7 +67,7 @@ def index_shard(request: ShardRequest, draft: Draft) -> None:
 
 
 def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
-    rows = _chunk_rows(engine.block_dims)
+    rows = chunk_rows(engine.block_dims)
     writer = GradientWriter(
         draft.path, engine.block_dims, max_rows=request.shard.num_rows, chunk_rows=rows, dtype=request.dtype
     )
@@ -142,5 +142,5 @@ def _no_documents() -> pl.DataFrame:
     return pl.DataFrame(schema={"row": pl.UInt64, "id": pl.String, "text": pl.String})
 
 
-def _chunk_rows(block_dims: dict[str, int]) -> int:
+def chunk_rows(block_dims: Mapping[str, int]) -> int:
     return max(1, min(LARGEST_CHUNK_ROWS, CHUNK_BYTES // (4 * max(block_dims.values()))))

@@ -4,7 +4,6 @@ terms       every way of scoring, with and without unit norm            variant 
 sweeps      what one setting at a time does to the win rates            seed
 geometry    R_train beside the exact projected Hessian                  seed
 parameters  which parameters the numbers of a projection come from      seed
-pictures    what the page draws of one model                            variant
 """
 
 from collections.abc import Sequence
@@ -33,17 +32,6 @@ from tasks.numerics import mlp
 from tasks.numerics.curvature import gram, spectrum
 from tasks.numerics.subspaces import magnitude, principal_angles
 from tasks.stage import StageRequest, cached_task
-
-GALLERY_QUERIES, GALLERY_SIZE = 3, 6
-GALLERY_WAYS = (
-    ("gradient", "dot"),
-    ("gradient", "cosine"),
-    ("corrected", "cosine"),
-    ("two_sided", "cosine"),
-    ("two_sided_train", "cosine"),
-    ("two_sided_mixed", "cosine"),
-)
-CURVE_POINTS = 200
 
 
 class Measured(BaseModel):
@@ -99,33 +87,6 @@ class ParameterShares(Measured):
     control: dict[str, Wins]
 
 
-class Picture(Measured):
-    """An image, its class, and its score where it was ranked."""
-
-    pixels: list[list[int]]
-    label: int
-    score: float | None = None
-
-
-class Pictures(Measured):
-    """One model of a variant, drawn.
-
-    Attributes:
-        magnitudes: Root mean square of the coordinates, sorted, at ``ranks``: raw and divided by √V.
-        shares: Share of the squared norm in the coordinates up to each rank, raw and divided by √V.
-        nuisance_share: Share of the squared norm that lies in the weights of the nuisances, raw and divided by √V.
-        gallery: A query and, by way of scoring, its highest scored candidates.
-    """
-
-    variant: Variant
-    num_coordinates: int
-    ranks: list[int]
-    magnitudes: dict[str, list[float]]
-    shares: dict[str, list[float]]
-    nuisance_share: dict[str, float]
-    gallery: list[tuple[Picture, dict[str, list[Picture]]]]
-
-
 class CellRequest(StageRequest):
     """One model of the study; ``index`` is the directory of the study."""
 
@@ -170,11 +131,6 @@ class GeometryRequest(CellRequest):
 
 class ParametersRequest(CellRequest):
     kind: ClassVar[str] = "parameters"
-    version: ClassVar[int] = 1
-
-
-class PicturesRequest(CellRequest):
-    kind: ClassVar[str] = "pictures"
     version: ClassVar[int] = 1
 
 
@@ -241,27 +197,6 @@ def measure_parameters(request: ParametersRequest) -> ParameterShares:
     )
 
 
-@cached_task
-def draw_pictures(request: PicturesRequest) -> Pictures:
-    """Where a gradient has its length, before and after √V, and which images each way of scoring finds."""
-    fitted, config = request.fitted(), request.config
-    raw = fitted.gradients()[1]
-    by_kind = {"raw": raw, "corrected": corrected(raw, fitted.second_moment, epsilon=config.epsilon)}
-    squares = {kind: np.mean(flattened(g).astype(np.float64) ** 2, axis=0) for kind, g in by_kind.items()}
-    ranks = np.unique(np.geomspace(1, len(squares["raw"]), CURVE_POINTS).round().astype(int))
-    ordered = {kind: np.sort(values)[::-1] for kind, values in squares.items()}
-    brightness, _ = read_images(request.images, request.index)
-    return Pictures(
-        variant=request.variant,
-        num_coordinates=len(squares["raw"]),
-        ranks=ranks.tolist(),
-        magnitudes={kind: np.sqrt(values[ranks - 1]).tolist() for kind, values in ordered.items()},
-        shares={kind: (np.cumsum(values)[ranks - 1] / values.sum()).tolist() for kind, values in ordered.items()},
-        nuisance_share={kind: _nuisance_share(g, brightness[0].size) for kind, g in by_kind.items()},
-        gallery=_gallery(fitted, request, shape=brightness.shape[1:]),
-    )
-
-
 def whitened_wins(vectors: Sequence[np.ndarray], fitted: Fitted, config: StudyConfig) -> dict[str, Wins]:
     """Wins of unit-norm scores without R, under R_train, and under R mixed."""
     R = gram(vectors[1]) / len(vectors[1])
@@ -290,35 +225,3 @@ def ways_of_scoring(fitted: Fitted, config: StudyConfig, *, seed: int) -> dict[s
         ways[f"{name}_train"] = (vectors, R, 0.0)
         ways[f"{name}_mixed"] = (vectors, R, config.mixing_weight)
     return ways
-
-
-def _nuisance_share(gradients: dict[str, torch.Tensor], num_pixels: int) -> float:
-    total = sum((G.double() ** 2).sum() for G in gradients.values())
-    return ((gradients[mlp.HIDDEN_WEIGHT][:, :, num_pixels:].double() ** 2).sum() / total).item()
-
-
-def _gallery(
-    fitted: Fitted, request: PicturesRequest, *, shape: tuple[int, ...]
-) -> list[tuple[Picture, dict[str, list[Picture]]]]:
-    """The first queries, each of another digit, and the candidates that each way of scoring puts first."""
-    _, first = np.unique(fitted.query_labels.numpy(), return_index=True)
-    chosen = np.sort(first)[:GALLERY_QUERIES]
-    ways = ways_of_scoring(fitted, request.config, seed=request.seed)
-    found: dict[str, np.ndarray] = {}
-    for name, norm in GALLERY_WAYS:
-        vectors, R, mixing_weight = ways[name]
-        scorer = Scorer(vectors[0], vectors[1:2], R=R, damping=request.config.damping)
-        found[f"{name} {norm}"] = scorer.scores(mixing_weight=mixing_weight, unit_norm=norm == "cosine")[0]
-
-    def picture(inputs: torch.Tensor, label: torch.Tensor, score: float | None = None) -> Picture:
-        pixels = (inputs[: shape[0] * shape[1]].reshape(shape) * 255).round().int().tolist()
-        return Picture(pixels=pixels, label=int(label), score=score)
-
-    def best(scores: np.ndarray, query: int) -> list[Picture]:
-        order = np.argsort(-scores[:, query], kind="stable")[:GALLERY_SIZE]
-        return [picture(fitted.candidates[m], fitted.labels[m], float(scores[m, query])) for m in order]
-
-    return [
-        (picture(fitted.queries[q], fitted.query_labels[q]), {way: best(s, q) for way, s in found.items()})
-        for q in chosen
-    ]

@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks.evaluation import Estimate
-from tasks.mnist_cells import Geometry, ParameterShares, Pictures, Sweeps, Terms
+from tasks.mnist_cells import Geometry, ParameterShares, Sweeps, Terms
 from tasks.mnist_claims import TESTS, JudgedClaim, Way, estimate, judge
 from tasks.mnist_model import VARIANTS, StudyConfig, Variant
+from tasks.mnist_pictures import Pictures
 from tasks.mnist_tests import Wins
 
 BothTests = dict[str, Estimate]

@@ -10,6 +10,8 @@ and accepted only if every entry then has the shape of its parameter.
     torch Adafactor          row_var [m 1], col_var [1 n]; variance [n]        factored; a vector's is full
     bitsandbytes, 32-bit     state2 [m n]                                      full
     bitsandbytes, 8-bit      state2 [m n] codes, qmap2 [256], absmax2 [blocks]   qmap2[code] · absmax2 of its block
+
+Fused experts have one axis more in front of each of these, [E m n], and factors for each expert.
 """
 
 import math
@@ -21,10 +23,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment
+from tasks.numerics.architecture import WeightMatrix
+from tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment, transpose
 
 Shape = tuple[int, ...]
 State = Mapping[str, Any]
+Fields = Mapping[str, Tensor]  # `values`, or `row` and `column`, of a whole parameter as it is stored
 
 CURE = "use the optimizer state of this very model, or --second-moment estimated"
 QUANTISED_BLOCKS = (256, 2048)  # of bitsandbytes since 0.44 and before
@@ -38,15 +42,15 @@ class Format:
     Attributes:
         keys: The entries by which the format is told.
         shape: Shape of the parameter that the entries belong to.
-        read: The second moment; called on entries of matrices only.
+        read: The second moment's fields; called on entries of matrices only.
     """
 
     keys: tuple[str, ...]
     shape: Callable[[State], Shape]
-    read: Callable[[State], SecondMoment]
+    read: Callable[[State], Fields]
 
 
-def _dequantise(state: State) -> FullSecondMoment:
+def _dequantise(state: State) -> Fields:
     """``qmap2[code] · absmax2``, one absmax for each block of consecutive elements."""
     codes, absmax = state["state2"], state["absmax2"]
     sizes = [size for size in QUANTISED_BLOCKS if math.ceil(codes.numel() / size) == len(absmax)]
@@ -56,29 +60,29 @@ def _dequantise(state: State) -> FullSecondMoment:
             "use --second-moment estimated"
         )
     scales = absmax.repeat_interleave(sizes[0])[: codes.numel()]
-    return FullSecondMoment((state["qmap2"][codes.flatten().int()] * scales).view(codes.shape))
+    return {"values": (state["qmap2"][codes.flatten().int()] * scales).view(codes.shape)}
 
 
 FORMATS = (  # the first whose keys are all there
     Format(
         ("exp_avg_sq",),
         shape=lambda state: state["exp_avg_sq"].shape,
-        read=lambda state: FullSecondMoment(state["exp_avg_sq"]),
+        read=lambda state: {"values": state["exp_avg_sq"]},
     ),
     Format(
         ("exp_avg_sq_row", "exp_avg_sq_col"),
         shape=lambda state: (*state["exp_avg_sq_row"].shape, state["exp_avg_sq_col"].shape[-1]),
-        read=lambda state: FactoredSecondMoment(state["exp_avg_sq_row"], state["exp_avg_sq_col"]),
+        read=lambda state: {"row": state["exp_avg_sq_row"], "column": state["exp_avg_sq_col"]},
     ),
     Format(
         ("row_var", "col_var"),
         shape=lambda state: (*state["row_var"].shape[:-1], state["col_var"].shape[-1]),
-        read=lambda state: FactoredSecondMoment(state["row_var"][:, 0], state["col_var"][0]),
+        read=lambda state: {"row": state["row_var"][..., 0], "column": state["col_var"][..., 0, :]},
     ),
     Format(
         ("variance",),
         shape=lambda state: state["variance"].shape,
-        read=lambda state: FullSecondMoment(state["variance"]),
+        read=lambda state: {"values": state["variance"]},
     ),
     Format(
         ("state2", "qmap2", "absmax2"),
@@ -88,13 +92,13 @@ FORMATS = (  # the first whose keys are all there
     Format(
         ("state2",),
         shape=lambda state: state["state2"].shape,
-        read=lambda state: FullSecondMoment(state["state2"]),
+        read=lambda state: {"values": state["state2"]},
     ),
 )
 
 
-def read_state(state: State) -> SecondMoment:
-    """The second moment of a matrix, in the parameter's storage orientation.
+def read_state(state: State, matrix: WeightMatrix) -> SecondMoment:
+    """The second moment of a matrix, oriented (out, in), from what the optimizer keeps for its parameter.
 
     Raises:
         InputError: The entries hold none.
@@ -107,7 +111,24 @@ def read_state(state: State) -> SecondMoment:
             f"the optimizer keeps {sorted(flat) or 'nothing'}, which is no second moment of Adam or Adafactor: "
             "use --second-moment estimated"
         )
-    return found.read(flat)
+    return second_moment_of(found.read(flat), matrix)
+
+
+def second_moment_of(fields: Fields, matrix: WeightMatrix) -> SecondMoment:
+    """The second moment of a matrix, oriented (out, in), from that of its parameter.
+
+    Raises:
+        InputError: The fields are neither ``values`` nor ``row`` and ``column``.
+        ValueError: What they hold is no second moment.
+    """
+    own = fields if matrix.expert is None else {name: field[matrix.expert] for name, field in fields.items()}
+    if own.keys() == {"values"}:
+        stored: SecondMoment = FullSecondMoment(own["values"])
+    elif own.keys() == {"row", "column"}:
+        stored = FactoredSecondMoment(own["row"], own["column"])
+    else:
+        raise InputError(f"expected either `values` or `row` and `column`, found {sorted(own) or 'nothing'}")
+    return transpose(stored) if matrix.transposed else stored
 
 
 def match_parameters(optimizer: Mapping[str, Any], model: nn.Module) -> dict[str, State]:

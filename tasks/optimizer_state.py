@@ -2,19 +2,19 @@
 
     second_moment.safetensors    the project's own; it comes first
         NAME.values              V, of the parameter's shape
-        NAME.row, NAME.column    or its factors, V = row columnᵀ / mean(row)
+        NAME.row, NAME.column    or its factors, V = row columnᵀ / mean(row); of fused experts, [E m] and [E n]
     optimizer.pt                 Trainer, or torch.save(optimizer.state_dict())
     optimizer.bin                consolidated FSDP
 
 NAME is the parameter's name. The file keeps every tensor in the parameter's own storage orientation: ``row`` belongs
-to the first axis and ``column`` to the second. GPT-2's Conv1D weights are stored [in out], so there ``row`` belongs
-to the inputs. In memory a second moment is always oriented as its matrix, (out, in).
+to the first axis of a matrix and ``column`` to the second. GPT-2's Conv1D weights are stored [in out], so there
+``row`` belongs to the inputs. In memory a second moment is always oriented as its matrix, (out, in).
 """
 
 import fnmatch
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
@@ -26,8 +26,8 @@ from upath import UPath
 from storage.errors import InputError
 from storage.layout import SECOND_MOMENT, location
 from tasks.numerics.architecture import WeightMatrix
-from tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment, transpose
-from tasks.optimizer_formats import CURE, match_parameters, read_state
+from tasks.numerics.second_moment import SecondMoment, transpose
+from tasks.optimizer_formats import CURE, match_parameters, read_state, second_moment_of
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 SHARDED = {  # what distributed training leaves instead -> how to make one file of it
@@ -74,27 +74,43 @@ def read_second_moment_file(path: UPath, model: nn.Module, matrices: Sequence[We
         fields.setdefault(name, {})[field] = tensor
     if unknown := fields.keys() - {name for name, _ in model.named_parameters()}:
         raise InputError(f"{path} holds {min(unknown)}, which is no parameter of this {type(model).__name__}: {CURE}")
-    return {matrix.name: _checked(_from_fields, fields.get(matrix.name, {}), matrix, path=path) for matrix in matrices}
+    _require_as_many_experts(fields, model, matrices, path=path)
+    return {
+        matrix.name: _checked(second_moment_of, fields.get(matrix.parameter, {}), matrix, path=path)
+        for matrix in matrices
+    }
 
 
 def write_second_moments(
     path: UPath | str, second_moments: Mapping[str, SecondMoment], *, matrices: Sequence[WeightMatrix]
 ) -> None:
     """Write V, oriented (out, in) in memory, in the storage orientation of each parameter."""
-    transposed = {matrix.name: matrix.transposed for matrix in matrices}
-    tensors: dict[str, Tensor] = {}
-    for name, second_moment in second_moments.items():
-        stored = transpose(second_moment) if transposed[name] else second_moment
-        tensors |= {f"{name}.{field}": tensor.contiguous().cpu() for field, tensor in vars(stored).items()}
+    parts: dict[str, list[Tensor]] = {}
+    experts = {matrix.parameter for matrix in matrices if matrix.expert is not None}
+    for matrix in matrices:
+        if matrix.name in second_moments:
+            V = second_moments[matrix.name]
+            stored = transpose(V) if matrix.transposed else V
+            for field, tensor in vars(stored).items():
+                parts.setdefault(f"{matrix.parameter}.{field}", []).append(tensor.contiguous().cpu())
+    tensors = {
+        name: torch.stack(members) if name.rpartition(".")[0] in experts else members[0]
+        for name, members in parts.items()
+    }
     location(path).write_bytes(safetensors.torch.save(tensors))
 
 
-def _from_fields(fields: Mapping[str, Tensor]) -> SecondMoment:
-    if fields.keys() == {"values"}:
-        return FullSecondMoment(fields["values"])
-    if fields.keys() == {"row", "column"}:
-        return FactoredSecondMoment(fields["row"], fields["column"])
-    raise InputError(f"expected either `values` or `row` and `column`, found {sorted(fields) or 'nothing'}")
+def _require_as_many_experts(
+    fields: Mapping[str, Mapping[str, Tensor]], model: nn.Module, matrices: Sequence[WeightMatrix], *, path: UPath
+) -> None:
+    for name in {matrix.parameter for matrix in matrices if matrix.expert is not None}:
+        num_experts = len(model.get_parameter(name))
+        for field, tensor in fields.get(name, {}).items():
+            if len(tensor) != num_experts:
+                raise InputError(
+                    f"{path}, {name}: its {field} is {list(tensor.shape)}, and the model has {num_experts} experts: "
+                    f"{CURE}"
+                )
 
 
 def _read_optimizer(path: UPath, model: nn.Module, matrices: Sequence[WeightMatrix]) -> dict[str, SecondMoment]:
@@ -103,16 +119,23 @@ def _read_optimizer(path: UPath, model: nn.Module, matrices: Sequence[WeightMatr
         states = match_parameters(optimizer, model)
     except InputError as error:
         raise InputError(f"{path} does not belong to this model: {error}") from error
-    return {matrix.name: _checked(read_state, states.get(matrix.name, {}), matrix, path=path) for matrix in matrices}
+    return {
+        matrix.name: _checked(read_state, states.get(matrix.parameter, {}), matrix, path=path) for matrix in matrices
+    }
 
 
-def _checked(read: Any, entries: Mapping[str, Any], matrix: WeightMatrix, *, path: UPath) -> SecondMoment:
-    """Read one matrix's V, orient it (out, in), and compare its shape; an error names the file and the matrix."""
+def _checked(
+    read: Callable[[Mapping[str, Any], WeightMatrix], SecondMoment],
+    entries: Mapping[str, Any],
+    matrix: WeightMatrix,
+    *,
+    path: UPath,
+) -> SecondMoment:
+    """Read one matrix's V and compare its shape; an error names the file and the matrix."""
     try:
-        second_moment = read(entries)
+        oriented = read(entries, matrix)
     except ValueError as error:
         raise InputError(f"{path}, {matrix.name}: {error}") from error
-    oriented = transpose(second_moment) if matrix.transposed else second_moment
     if oriented.shape != matrix.shape:
         raise InputError(
             f"{path}, {matrix.name}: its second moment is {list(oriented.shape)} as (out, in), "

@@ -22,7 +22,7 @@ class QueryRequest(StageRequest):
     """A query set to be turned into gradients."""
 
     kind: ClassVar[str] = "queries"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     queries: tuple[Query, ...]

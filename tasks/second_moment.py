@@ -17,7 +17,7 @@ from tasks.checkpoint import Checkpoint, ModelConfig, context_tokens, device, lo
 from tasks.engine import EngineSpec, GradientConfig, model_blocks
 from tasks.numerics.architecture import WeightMatrix
 from tasks.numerics.batching import batches, pad, windows
-from tasks.numerics.estimation import estimation_taps
+from tasks.numerics.estimation import EstimationTap, estimation_taps
 from tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment, factor
 from tasks.numerics.taps import TappedModel
 from tasks.optimizer_state import read_second_moments
@@ -52,7 +52,7 @@ class SecondMomentRequest(StageRequest):
     """V of one checkpoint. ``sample`` names the corpus shards that an estimate may draw from."""
 
     kind: ClassVar[str] = "second_moment"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     checkpoint: Checkpoint
     model: ModelConfig
@@ -164,7 +164,16 @@ def _estimate(
             tokens, chosen = pad(batch, sequences, [1] * len(sequences))
             tapped.backward(torch.from_numpy(tokens).to(where), torch.from_numpy(chosen).to(where))
             advance(len(batch))
-    return {tap.name: tap.result(num_examples=len(cut)) for tap in taps}
+    return {tap.name: _estimated(tap, num_windows=len(cut)) for tap in taps}
+
+
+def _estimated(tap: EstimationTap, *, num_windows: int) -> SecondMoment:
+    try:
+        return tap.result(num_examples=num_windows)
+    except ValueError as error:  # an expert that no token of the sample was sent to, for one
+        raise InputError(
+            f"{tap.name}, estimated from {num_windows} windows: {error}; or raise the sample size"
+        ) from error
 
 
 def _sample_texts(request: SecondMomentRequest) -> list[str]:

@@ -64,12 +64,11 @@ class Oracle:
             V = torch.stack([gradients[matrix.name] ** 2 for gradients in self.windows]).mean(0)
         else:
             names = [name for name, _ in self.model.named_parameters()]
-            state = self._state[names.index(matrix.name)]
+            state = self._state[names.index(matrix.parameter)]
             if "exp_avg_sq_row" in state:
                 row, column = state["exp_avg_sq_row"].double(), state["exp_avg_sq_col"].double()
                 return torch.outer(row, column) / row.mean()
-            V = state["exp_avg_sq"].double()
-            V = V.T if matrix.transposed else V
+            V = matrix.part_of(state["exp_avg_sq"].double())
         return V if mode == "full" else torch.outer(V.mean(1), V.mean(0)) / V.mean()
 
     def _block(self, gradients, V, block, projection_dim, pooled):

@@ -10,6 +10,7 @@ import torch
 def example_gradients(model, matrices, tokens, chosen):
     """{matrix name: dense gradient [m n]} of the summed loss of one token sequence, by autograd in float64."""
     model = model.double().eval().requires_grad_(True)
+    model.set_experts_implementation("eager")  # the other kernels do not take float64
     model.zero_grad()
     logits = model(input_ids=tokens[None], use_cache=False).logits[0].double()
     log_probabilities = torch.log_softmax(logits, dim=-1)
@@ -19,10 +20,7 @@ def example_gradients(model, matrices, tokens, chosen):
             loss = loss - log_probabilities[position - 1, tokens[position]]
     loss.backward()
     parameters = dict(model.named_parameters())
-    return {
-        matrix.name: (parameters[matrix.name].grad.T if matrix.transposed else parameters[matrix.name].grad).clone()
-        for matrix in matrices
-    }
+    return {matrix.name: matrix.part_of(parameters[matrix.parameter].grad).clone() for matrix in matrices}
 
 
 def root_of_inverse(R):

@@ -2,21 +2,22 @@
 
 The decoder layers are the ``nn.ModuleList`` whose length is ``config.num_hidden_layers``. A direct child of a layer
 is attention when its forward takes an attention mask, which no feed-forward module needs; whatever else in a layer
-maps one vector to another is MLP. Embeddings, unembedding, norms and biases are left out, tied or not.
+maps one vector to another is MLP. Embeddings, unembedding, norms and biases are left out, tied or not. Experts that
+are fused in one parameter of three dimensions are one matrix each.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-Kind = Literal["attention", "mlp"]
+from tasks.numerics.experts import fused_experts
+from tasks.numerics.linear_maps import is_linear_map, oriented_weight
 
-FLOATING_POINT = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Kind = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class WeightMatrix:
     """One weight of a decoder layer, seen as G [m n] = [out in]; a fused query-key-value weight is one matrix.
 
     Attributes:
-        name: Parameter name, such as ``model.layers.0.self_attn.q_proj.weight``.
-        module: Path of the module that owns it.
+        name: Parameter name, such as ``model.layers.0.self_attn.q_proj.weight``; that of an expert ends in its number,
+            ``model.layers.0.mlp.experts.down_proj.3``.
+        module: Path of the module that is the linear map; of an expert, which is none, its name.
         kind: The half of the layer it belongs to.
         layer: Index of its decoder layer.
         shape: (m, n) = (outputs, inputs), whatever the storage orientation.
         transposed: Whether the parameter is stored [in out], as in GPT-2's Conv1D.
+        expert: Which slice of its parameter it is, where experts are fused.
     """
 
     name: str
@@ -38,6 +41,17 @@ class WeightMatrix:
     layer: int
     shape: tuple[int, int]
     transposed: bool
+    expert: int | None = None
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter that it is, or is a slice of."""
+        return self.name if self.expert is None else self.name.rpartition(".")[0]
+
+    def part_of(self, stored: Tensor) -> Tensor:
+        """This matrix's [m n] of a tensor that is stored like its parameter."""
+        matrix = stored if self.expert is None else stored[self.expert]
+        return matrix.T if self.transposed else matrix
 
 
 def find_weight_matrices(model: nn.Module) -> list[WeightMatrix]:
@@ -51,9 +65,10 @@ def find_weight_matrices(model: nn.Module) -> list[WeightMatrix]:
     owners: dict[int, str] = {}
     for index, layer in enumerate(layers):
         for module_path, module, kind in _modules_of_layer(layer, path=f"{path}.{index}"):
-            if _owns_weight_matrix(module, path=module_path):
-                _refuse_shared(module.weight, path=module_path, owners=owners)
-                matrices.append(_weight_matrix(module, path=module_path, kind=kind, layer=index))
+            found = list(_matrices_of(module, path=module_path, kind=kind, layer=index))
+            for parameter in {matrix.parameter.rpartition(".")[2] for matrix in found}:
+                _refuse_shared(module.get_parameter(parameter), path=module_path, owners=owners)
+            matrices += found
     return matrices
 
 
@@ -130,53 +145,31 @@ def _takes_mask(module: nn.Module) -> bool:
     return any(name.endswith("mask") for name in inspect.signature(type(module).forward).parameters)
 
 
-def _owns_weight_matrix(module: nn.Module, *, path: str) -> bool:
-    """Whether a module is a linear map with a weight of its own; refuse any other owner of a weight."""
+def _matrices_of(module: nn.Module, *, path: str, kind: Kind, layer: int) -> Iterator[WeightMatrix]:
+    """The matrices a module owns; refuse any other owner of a weight."""
     weights = {name: weight for name, weight in module.named_parameters(recurse=False) if weight.ndim > 1}
     if not weights or isinstance(module, nn.Embedding):
-        return False
-    if set(weights) == {"weight"} and _is_linear_map(module):
-        return True
+        return
+    if set(weights) == {"weight"} and is_linear_map(module):
+        m, n = oriented_weight(module).shape
+        yield WeightMatrix(f"{path}.weight", path, kind, layer, (m, n), isinstance(module, Conv1D))
+    elif (experts := fused_experts(module)) is not None:
+        for parameter in experts.parameters:
+            m, n = experts.weight(parameter, 0).shape
+            for expert in range(experts.num_experts):
+                name = f"{path}.{parameter}.{expert}"
+                yield WeightMatrix(name, name, kind, layer, (m, n), experts.is_transposed, expert)
+    else:
+        _refuse_unknown(module, weights, path=path)
+
+
+def _refuse_unknown(module: nn.Module, weights: Mapping[str, Tensor], *, path: str) -> NoReturn:
     shapes = ", ".join(f"{name} {list(weight.shape)} {weight.dtype}" for name, weight in weights.items())
     raise ValueError(
-        f"{path} is a {type(module).__module__}.{type(module).__name__} with {shapes}, but only the floating-point "
-        "weights of nn.Linear and transformers' Conv1D are understood: use a dense, unquantised checkpoint, or teach "
-        "tasks/numerics/architecture.py this module"
+        f"{path} is a {type(module).__module__}.{type(module).__name__} with {shapes}, but only floating-point linear "
+        "maps (nn.Linear, transformers' Conv1D, routers) and transformers' fused experts are understood: use an "
+        "unquantised checkpoint, or teach tasks/numerics/architecture.py this module"
     )
-
-
-def _is_linear_map(module: nn.Module) -> bool:
-    """Whether the module computes x Wᵀ + b, a subclass with a forward of its own included if it agrees on a probe."""
-    if not isinstance(module, nn.Linear | Conv1D) or module.weight.dtype not in FLOATING_POINT:
-        return False
-    weight = _oriented(module)
-    if isinstance(module, nn.Linear) and weight.shape != (module.out_features, module.in_features):
-        return False
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-        return True
-    return _agrees_on_probe(module, weight)
-
-
-@torch.no_grad()
-def _agrees_on_probe(module: nn.Module, weight: Tensor) -> bool:
-    # Powers of two, exact in every dtype: what differs is the order of summation alone.
-    probe = 2.0 ** -(torch.arange(weight.shape[1], device=weight.device) % 5).to(weight.dtype)
-    output = module(probe[None])
-    expected = nn.functional.linear(probe[None], weight, module.bias)
-    if not isinstance(output, Tensor) or output.shape != expected.shape:
-        return False
-    tolerance = 0.02 * expected.abs().max().item()  # above bfloat16's rounding of a sum, below any change of meaning
-    return torch.allclose(output, expected, rtol=0, atol=tolerance)
-
-
-def _oriented(module: nn.Module) -> Tensor:
-    """The weight as [out in]."""
-    return module.weight.T if isinstance(module, Conv1D) else module.weight
-
-
-def _weight_matrix(module: nn.Module, *, path: str, kind: Kind, layer: int) -> WeightMatrix:
-    m, n = _oriented(module).shape
-    return WeightMatrix(f"{path}.weight", path, kind, layer, (m, n), isinstance(module, Conv1D))
 
 
 def _refuse_shared(weight: Tensor, *, path: str, owners: dict[int, str]) -> None:

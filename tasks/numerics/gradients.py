@@ -120,7 +120,7 @@ class _GradientTap:
     def receive(self, kept: Float[Tensor, "b t _"], output_gradients: Float[Tensor, "b t m"]) -> None:
         if self._matrix.is_separable:
             left = output_gradients @ self._matrix.left.T.to(output_gradients.dtype)
-            self.target += (left.float().mT @ kept.float()).flatten(1)
+            self.target.view(len(left), left.shape[-1], -1).baddbmm_(left.float().mT, kept.float())
         else:
             self._receive_formed(kept, output_gradients)
 

@@ -1,7 +1,7 @@
 """The summed token loss of a causal language model, with the logits of a large vocabulary never whole.
 
 h  [T h]  hidden states after the final norm
-z  [T v]  logits, head(h)
+z  [T v]  logits, head(h)                                p  [T v]  softmax(z)
 Loss = Σ_t −log softmax(z_t)[token_{t+1}]   over the chosen tokens: a sum, never a mean
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 LOGITS_CHUNK_BYTES = 1 << 26
+CPU_CHUNK_TOKENS = 256  # enough for the head's products; more only leave the cache before they are used again
 PROBE_LENGTH = 4
 PROBE_TOLERANCE = 1e-3
 
@@ -41,14 +41,12 @@ class TokenLoss:
         """
         states, targets, rows = self._states(tokens, chosen)
         losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        gradients = []
-        for part in self._chunks(len(states)):
-            leaf = states[part].detach().requires_grad_()
-            token_losses = self._token_losses(leaf, targets[part])
-            gradients.append(torch.autograd.grad(token_losses.sum(), leaf)[0])
-            losses.index_add_(0, rows[part], token_losses.detach().double())
-        if gradients:
-            states.backward(torch.cat(gradients))
+        gradient = torch.empty_like(states)
+        for part in self._chunks(states):
+            token_losses, gradient[part] = self._loss_and_gradient(states[part].detach(), targets[part])
+            losses.index_add_(0, rows[part], token_losses.double())
+        if len(states):
+            states.backward(gradient)
         return losses
 
     @torch.no_grad()
@@ -56,8 +54,9 @@ class TokenLoss:
         """The same sums without a backward pass."""
         states, targets, rows = self._states(tokens, chosen)
         losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        for part in self._chunks(len(states)):
-            losses.index_add_(0, rows[part], self._token_losses(states[part], targets[part]).double())
+        for part in self._chunks(states):
+            logits = self._logits(states[part]) if self.is_chunked else states[part]
+            losses.index_add_(0, rows[part], token_losses(logits, targets[part])[0].double())
         return losses
 
     def _states(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,13 +68,20 @@ class TokenLoss:
             states = self._model(input_ids=tokens, use_cache=False).logits
         return states[:, :-1][is_target], tokens[:, 1:][is_target], is_target.nonzero()[:, 0]
 
-    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits = self._logits(states) if self.is_chunked else states
-        return cross_entropy(logits.float(), targets, reduction="none")
+    def _loss_and_gradient(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses of some tokens, and the gradient of their sum by the states."""
+        if not self.is_chunked:
+            return token_losses(states, targets)
+        leaf = states.requires_grad_()
+        logits = self._logits(leaf)
+        losses, gradient = token_losses(logits.detach(), targets)
+        return losses, torch.autograd.grad(logits, leaf, gradient.to(logits.dtype))[0]
 
-    def _chunks(self, num_states: int) -> Iterator[slice]:
+    def _chunks(self, states: Tensor) -> Iterator[slice]:
         size = max(1, LOGITS_CHUNK_BYTES // (4 * self._model.config.get_text_config().vocab_size))
-        return (slice(start, start + size) for start in range(0, num_states, size))
+        if states.device.type == "cpu":
+            size = min(size, CPU_CHUNK_TOKENS)
+        return (slice(start, start + size) for start in range(0, len(states), size))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden)
@@ -92,3 +98,20 @@ class TokenLoss:
             return False
         ours = self._logits(hidden).float()
         return ours.shape == whole.shape and bool((ours - whole).norm() <= PROBE_TOLERANCE * whole.norm())
+
+
+def token_losses(
+    logits: Float[Tensor, "T v"], targets: Int[Tensor, " T"]
+) -> tuple[Float[Tensor, " T"], Float[Tensor, "T v"]]:
+    """Return ``−log p[target]`` and its gradient by the logits, ``p − 1[target]``, from one softmax.
+
+    log Σ exp z is z_i − log p_i for any i; the largest p is at least 1/v, so nothing is lost there. In float32, or in
+    float64 for logits that are.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p = torch.softmax(logits, 1)
+    largest, where = logits.max(1, keepdim=True)
+    log_sum = largest - p.gather(1, where).log()
+    losses = (log_sum - logits.gather(1, targets[:, None]))[:, 0]
+    p[torch.arange(len(p), device=p.device), targets] -= 1
+    return losses, p

@@ -3,7 +3,9 @@
     x_t  [n]  input of a linear layer at token t        δ_t  [m]  gradient of the summed loss at its output
     G = Σ_t δ_t x_tᵀ                                    what the weight gradient of one example would be
 
-No parameter requires a gradient, so the backward pass computes activation gradients only.
+No parameter requires a gradient, so the backward pass computes activation gradients only, and none before the first
+tapped layer's output, where the graph starts. Experts have no module of their own: theirs run one after another while
+they are tapped (experts.py).
 """
 
 from collections.abc import Sequence
@@ -12,19 +14,18 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from tasks.numerics.experts import Receiver, TappedExperts, starts_graph
+from tasks.numerics.linear_maps import first_result
 from tasks.numerics.loss import TokenLoss
 
 
 @runtime_checkable
-class Tap(Protocol):
-    """Sits at one linear layer. What ``keep`` returns in the forward pass comes back with the gradient."""
+class Tap(Receiver, Protocol):
+    """A receiver at one linear layer, or at one expert."""
 
     module: str
-
-    def keep(self, activations: Float[Tensor, "b t n"]) -> Tensor: ...
-
-    def receive(self, kept: Tensor, output_gradients: Float[Tensor, "b t m"]) -> None: ...
 
 
 class TappedModel:
@@ -32,22 +33,29 @@ class TappedModel:
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._taps = taps
+        paths = {path for path, _ in model.named_modules()}
+        self._taps = [tap for tap in taps if tap.module in paths]
+        self._experts = _tapped_experts(model, [tap for tap in taps if tap.module not in paths])
         self._loss = TokenLoss(model)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._num_rows = 0
 
     def __enter__(self) -> "TappedModel":
-        # Weights need no gradient, so the graph has to start at the embeddings.
-        self._handles.append(self._model.get_input_embeddings().register_forward_hook(_start_graph))
         for tap in self._taps:
-            self._handles.append(self._model.get_submodule(tap.module).register_forward_hook(self._hook(tap)))
+            module = self._model.get_submodule(tap.module)
+            if type(module).forward not in (nn.Linear.forward, Conv1D.forward):
+                self._handles.append(module.register_forward_pre_hook(_start_graph_before))
+            self._handles.append(module.register_forward_hook(self._hook(tap)))
+        for experts in self._experts:
+            experts.install(lambda: self._num_rows)
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for experts in self._experts:
+            experts.remove()
 
     def backward(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
         """Run one batch, padded on the right; return each row's loss summed over its chosen tokens."""
@@ -57,13 +65,28 @@ class TappedModel:
             return self._loss.backward(tokens, chosen)
 
     def _hook(self, tap: Tap):
-        def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple) -> Tensor | tuple:
             # Some layers see [b·t n]; rows are consecutive there, so both views are the same memory.
             kept = tap.keep(inputs[0].detach().reshape(self._num_rows, -1, inputs[0].shape[-1]))
-            output.register_hook(lambda gradient: tap.receive(kept, gradient.reshape(*kept.shape[:2], -1)))
+            result = first_result(output)
+            if not result.requires_grad:
+                result = result.detach().requires_grad_()
+                output = result.clone()  # a layer may write into what it gets, which it could not into a leaf
+            result.register_hook(lambda gradient: tap.receive(kept, gradient.reshape(*kept.shape[:2], -1)))
+            return output
 
         return forward
 
 
-def _start_graph(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-    return output.detach().requires_grad_()
+def _start_graph_before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """For a module of several results: all of them have to depend on the first."""
+    return (starts_graph(inputs[0]), *inputs[1:])
+
+
+def _tapped_experts(model: nn.Module, taps: Sequence[Tap]) -> list[TappedExperts]:
+    """Taps at MODULE.PARAMETER.EXPERT, one object for each module."""
+    by_module: dict[str, dict[tuple[str, int], Tap]] = {}
+    for tap in taps:
+        path, parameter, expert = tap.module.rsplit(".", 2)
+        by_module.setdefault(path, {})[parameter, int(expert)] = tap
+    return [TappedExperts(model.get_submodule(path), members) for path, members in by_module.items()]

@@ -8,10 +8,8 @@ from flows.mnist import MnistConfig
 from tasks.mnist_cells import (
     GeometryRequest,
     ParametersRequest,
-    PicturesRequest,
     SweepsRequest,
     TermsRequest,
-    draw_pictures,
     measure_geometry,
     measure_parameters,
     measure_sweeps,
@@ -19,6 +17,7 @@ from tasks.mnist_cells import (
 )
 from tasks.mnist_data import ImagesRequest, write_images
 from tasks.mnist_model import VARIANTS, StudyConfig
+from tasks.mnist_pictures import PicturesRequest, draw_pictures
 from tasks.mnist_report import PAGE, render_report, write_report
 from tasks.mnist_results import Study
 from tasks.stage import build

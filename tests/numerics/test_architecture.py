@@ -106,7 +106,6 @@ FAMILIES = {
         },
     ),
 }
-EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
 
 
 def tiny(model_type: str, **settings) -> nn.Module:
@@ -158,10 +157,71 @@ def test_matrices_come_in_layer_order_and_then_in_module_order():
     assert positions == sorted(positions)
 
 
-@pytest.mark.parametrize("family", EXPERTS)
-def test_fused_experts_are_refused_by_name(family):
-    model = tiny(family, **LLAMA_SIZES, **{EXPERTS[family]: 4})
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.\w+ is a transformers\S+(Experts|Router) with .*dense"):
+EXPERT_FAMILIES = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "olmoe": "num_experts"}
+
+
+def _experts(family: str) -> nn.Module:
+    sizes = {EXPERT_FAMILIES[family]: 5, "num_experts_per_tok": 2}
+    if family == "qwen3_moe":
+        sizes["moe_intermediate_size"] = 24
+    return tiny(family, **LLAMA_SIZES, **sizes)
+
+
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+def test_every_expert_is_a_matrix_of_its_own_and_the_router_is_one(family):
+    model = _experts(family)
+    found = {matrix.name: matrix for matrix in find_weight_matrices(model) if matrix.kind == "mlp"}
+    expected = {f"model.layers.{layer}.mlp.gate.weight": (5, 16) for layer in range(NUM_LAYERS)}
+    for layer in range(NUM_LAYERS):
+        for expert in range(5):
+            expected[f"model.layers.{layer}.mlp.experts.gate_up_proj.{expert}"] = (48, 16)
+            expected[f"model.layers.{layer}.mlp.experts.down_proj.{expert}"] = (16, 24)
+    assert {name: matrix.shape for name, matrix in found.items()} == expected
+    matrix = found["model.layers.1.mlp.experts.down_proj.3"]
+    stored = model.get_parameter(matrix.parameter)
+    assert torch.equal(matrix.part_of(stored), model.model.layers[1].mlp.experts.down_proj[3])
+
+
+def _with_experts_forward(function) -> nn.Module:
+    model = _experts("mixtral")
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        experts.__class__ = type("Odd", (type(experts),), {"forward": function})
+    return model
+
+
+def test_experts_that_compute_something_else_are_refused_by_name():
+    def forward(self, x, index, weights):
+        return 2 * super(type(self), self).forward(x, index, weights)
+
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts is a \S+Odd with gate_up_proj \[5, 48, 16\]"):
+        find_weight_matrices(_with_experts_forward(forward))
+
+
+def test_experts_of_another_layout_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"layers\.0\.feed_forward\.experts is a \S+Llama4TextExperts with"):
+        find_weight_matrices(tiny("llama4_text", **LLAMA_SIZES))
+
+
+class Router(nn.Module):
+    """Logits first; weights from the logits, or from another product of the same weight."""
+
+    def __init__(self, *, recomputes: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24, 16))
+        self.recomputes = recomputes
+
+    def forward(self, x):
+        logits = x @ self.weight.T
+        return logits, torch.softmax(x @ self.weight.T if self.recomputes else logits, dim=-1)
+
+
+def test_a_router_counts_only_if_all_it_returns_comes_from_its_logits():
+    model = tiny("llama", **LLAMA_SIZES)
+    model.model.layers[1].mlp.up_proj = Router(recomputes=False)
+    assert "model.layers.1.mlp.up_proj.weight" in {matrix.name for matrix in find_weight_matrices(model)}
+    model.model.layers[1].mlp.up_proj = Router(recomputes=True)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj is a \S+Router with weight \[24, 16\]"):
         find_weight_matrices(model)
 
 

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT
 from tasks.numerics import architecture, batching
 from tasks.numerics.estimation import estimation_taps
 from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
+from tasks.numerics.loss import token_losses
 from tasks.numerics.projection import gaussian_projection
 from tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
 from tasks.numerics.taps import TappedModel
@@ -131,31 +132,92 @@ FAMILIES = {  # settings beyond SIZES
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {},
     "falcon": {},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "olmoe": {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "moe_intermediate_size": 20,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
+    "qwen2_moe": {
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "granitemoe": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "deepseek_v3": {
+        "moe_intermediate_size": 20,
+        "n_routed_experts": 8,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 1,
+    },
 }
+EXPERTS = ("mixtral", "olmoe", "qwen3_moe", "gpt_oss")
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
 
-def _assert_exact(engine_model, oracle_model, *, tolerance=RELATIVE_ERROR):
+def _family(name):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**SIZES, **FAMILIES[name])).float()
+
+
+def _assert_exact(engine_model, oracle_model, *, tolerance=RELATIVE_ERROR, kind="folded"):
     blocks = architecture.assign_blocks(architecture.find_weight_matrices(oracle_model), num_layer_groups=2)
-    projections = {n: BlockProjection([_projection(m, kind="folded") for m in ms], True) for n, ms in blocks.items()}
+    is_pooled = kind != "none"
+    projections = {n: BlockProjection([_projection(m, kind=kind) for m in ms], is_pooled) for n, ms in blocks.items()}
     sequences = _sequences()
     with GradientEngine(engine_model, projections) as engine:
         _, vectors = engine(*_pad(sequences))
     gradients = _dense_gradients(oracle_model, sequences)
     for name, matrices in blocks.items():
-        expected = _oracle(gradients, matrices, kind="folded", is_pooled=True)
+        expected = _oracle(gradients, matrices, kind=kind, is_pooled=is_pooled)
         error = (vectors[name].double() - expected).norm(dim=1) / expected.norm(dim=1)
         assert error.max() < tolerance, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_exact_gradients(family):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES, **FAMILIES[family])).float()
+    model = _family(family)
     _assert_exact(copy.deepcopy(model), model)
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("kind", ["formed", "none"])
+def test_fused_experts_have_exact_gradients_where_they_are_formed(family, kind):
+    model = _family(family)
+    _assert_exact(copy.deepcopy(model), model, kind=kind)
+
+
+def test_experts_run_as_they_did_once_nothing_is_tapped():
+    model = _family("mixtral")
+    tokens = _sequences()[0][None]
+    before = model(tokens).logits
+    _assert_exact(model, copy.deepcopy(model))
+    assert torch.equal(model(tokens).logits, before)
+    assert not [module for module in model.modules() if "forward" in vars(module)]
 
 
 def test_gradient_checkpointing_left_on_changes_nothing():
@@ -201,8 +263,8 @@ def test_neither_padding_nor_company_changes_a_gradient():
                 assert difference < RELATIVE_ERROR * alone[name][0].norm()
 
 
-def test_the_estimated_second_moment_is_the_mean_squared_gradient_by_row_and_column():
-    model = _model("gpt2")
+@pytest.mark.parametrize("model", [_model("gpt2"), _family("mixtral")], ids=["gpt2", "mixtral"])
+def test_the_estimated_second_moment_is_the_mean_squared_gradient_by_row_and_column(model):
     matrices = architecture.find_weight_matrices(model)
     sequences = _sequences()
     taps = estimation_taps(matrices, device=torch.device("cpu"))
@@ -247,3 +309,34 @@ def test_batches_hold_every_window_once_within_the_token_budget():
     made = list(batching.batches(cut, token_budget=64))
     assert sorted(window for batch in made for window in batch) == sorted(cut)
     assert all(len(batch) * max(w.num_tokens for w in batch) <= 64 for batch in made)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_token_losses_and_their_gradient_equal_autograd_even_for_certain_and_impossible_tokens(dtype, rtol):
+    generator = torch.Generator().manual_seed(3)
+    logits = (
+        torch.randn(6, 40, generator=generator, dtype=torch.float64) * torch.tensor([1, 1, 5, 30, 100, 200])[:, None]
+    )
+    targets = torch.tensor([0, 5, 39, int(logits[3].argmax()), int(logits[4].argmin()), 7])
+    leaf = logits.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), leaf)
+    found, found_gradient = token_losses(logits.to(dtype), targets)
+    # a loss is the difference of two logits of size 200
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=rtol, atol=200 * rtol)
+    torch.testing.assert_close(found_gradient.double(), gradient, rtol=100 * rtol, atol=rtol)
+
+
+def test_a_layer_may_write_into_what_the_first_tapped_layer_returns():
+    class Clipped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x).clamp_(min=-0.05)
+
+    model = _model("llama")
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = Clipped(attention.q_proj)
+    _assert_exact(copy.deepcopy(model), model)

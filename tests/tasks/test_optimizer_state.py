@@ -9,7 +9,16 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.optimization import Adafactor
 
 from storage.errors import InputError
@@ -39,7 +48,13 @@ def llama_with_gain() -> nn.Module:
     return model
 
 
-MODELS = [gpt2, llama]
+def mixtral() -> nn.Module:
+    """Experts fused in one parameter, [3 m n]."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_local_experts": 3}
+    return MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, **IDS))
+
+
+MODELS = [gpt2, llama, mixtral]
 
 
 def trainer_groups(model: nn.Module) -> list[dict]:
@@ -90,8 +105,7 @@ def assert_second_moments(found, model, live) -> None:
     parameters = dict(model.named_parameters())
     assert set(found) == {matrix.name for matrix in matrices}
     for matrix in matrices:
-        expected = live(parameters[matrix.name]).double()
-        expected = expected.T if matrix.transposed else expected
+        expected = matrix.part_of(live(parameters[matrix.parameter]).double())
         assert found[matrix.name].shape == matrix.shape
         # rtol: factors of float32 carry its rounding, and a transposed pair is rescaled once
         torch.testing.assert_close(dense(found[matrix.name]), expected, rtol=1e-6, atol=0)
@@ -99,7 +113,7 @@ def assert_second_moments(found, model, live) -> None:
 
 def outer(row, column):
     row, column = row.double(), column.double()
-    return torch.outer(row, column) / row.mean()
+    return row[..., :, None] * column[..., None, :] / row.mean(-1)[..., None, None]
 
 
 @pytest.mark.parametrize("groups", [trainer_groups, transformers_4_groups, dimension_groups, nn.Module.parameters])
@@ -140,7 +154,7 @@ def test_torch_adafactor_state_is_read_back(build, tmp_path):
     train_and_save(model, optimizer, tmp_path)
     state = optimizer.state
     found = read(tmp_path, model)
-    assert_second_moments(found, model, lambda p: outer(state[p]["row_var"][:, 0], state[p]["col_var"][0]))
+    assert_second_moments(found, model, lambda p: outer(state[p]["row_var"][..., 0], state[p]["col_var"][..., 0, :]))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
@@ -264,10 +278,10 @@ def test_our_own_file_keeps_the_storage_orientation_of_each_parameter(build, tmp
     values, factors = load_file(tmp_path / "full.safetensors"), load_file(tmp_path / "factored.safetensors")
     parameters = dict(model.named_parameters())
     for matrix in matrices:
-        assert values[f"{matrix.name}.values"].shape == parameters[matrix.name].shape
-        first, second = parameters[matrix.name].shape
-        assert factors[f"{matrix.name}.row"].shape == (first,)
-        assert factors[f"{matrix.name}.column"].shape == (second,)
+        shape = parameters[matrix.parameter].shape
+        assert values[f"{matrix.parameter}.values"].shape == shape
+        assert factors[f"{matrix.parameter}.row"].shape == shape[:-1]
+        assert factors[f"{matrix.parameter}.column"].shape == (*shape[:-2], shape[-1])
 
 
 def test_our_own_file_of_another_model_is_refused(tmp_path):
@@ -284,6 +298,32 @@ def test_our_own_file_of_another_model_is_refused(tmp_path):
     full[matrices[0].name] = FullSecondMoment(torch.ones(3, 16))
     write_second_moments(path, full, matrices=matrices)
     with pytest.raises(InputError, match=r"\[3, 16\] as \(out, in\), and the model's matrix is \[16, 16\]"):
+        read(tmp_path, model)
+
+
+def test_our_own_file_of_more_experts_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = mixtral()
+    matrices = find_weight_matrices(model)
+    path = tmp_path / SECOND_MOMENT
+    write_second_moments(
+        path, {w.name: FullSecondMoment(torch.rand(w.shape) + 0.1) for w in matrices}, matrices=matrices
+    )
+    tensors = load_file(path)
+    name = "model.layers.0.mlp.experts.down_proj.values"
+    save_file({**tensors, name: torch.cat([tensors[name], tensors[name][:1]])}, path)
+    with pytest.raises(InputError, match=r"down_proj: its values is \[4, 16, 24\], and the model has 3 experts"):
+        read(tmp_path, model)
+
+
+def test_an_expert_that_was_never_trained_is_refused_by_name(tmp_path):
+    model = mixtral()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer)
+    optimizer.state[model.model.layers[1].mlp.experts.down_proj]["exp_avg_sq"][2] = 0
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts\.down_proj\.2: V ranges from 0\.0 to 0\.0"):
         read(tmp_path, model)
 
 

@@ -28,9 +28,9 @@ def _failed(model) -> set[str]:
     return {check.name for check in checks if not check.holds}
 
 
-@pytest.mark.parametrize("checkpoint", ["llama", "gpt2"])
-def test_a_causal_checkpoint_passes_every_check(checkpoint, request):
-    result = selfcheck(str(request.getfixturevalue(checkpoint)), ModelConfig(device="cpu"))
+@pytest.mark.parametrize(("checkpoint", "dtype"), [("llama", "float32"), ("gpt2", "float32"), ("llama", "float64")])
+def test_a_causal_checkpoint_passes_every_check(checkpoint, dtype, request):
+    result = selfcheck(str(request.getfixturevalue(checkpoint)), ModelConfig(device="cpu", dtype=dtype))
     assert result.holds, result
     assert result.attention == "sdpa"
     assert len(result.checks) == 5
