@@ -1,6 +1,6 @@
 """Claim: facts that a pretrained model is taught by fine-tuning can be traced to the sentences that taught them.
 
-    python -m benchmarks.facts_smollm2 --checkpoint DIR [--out DIR] [--epochs 8] [--results FILE]
+    python -m benchmarks.facts_smollm2 --checkpoint DIR [--out DIR] [--epochs 4] [--results FILE]
 
 Films that do not exist and their directors: no model knows them beforehand. Some dozens are stated 1, 2, 4 or 8 times
 in paraphrases, among decoys and among other films in the phrasing of the queries; the checkpoint is fine-tuned on that,
@@ -177,8 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="SmolLM2-135M as a Hugging Face directory.")
     parser.add_argument("--out", type=Path, default=Path("build/facts_smollm2"), help="Everything goes below it.")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--results", type=Path, help="A file for the page, which is printed too.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, 
 from storage.manifest import Artifact
 from storage.matrices import read_arrays
 from storage.queries import Query
-from storage.results import read_proponents, write_atomically, write_json, write_text
+from storage.results import read_proponents, write_json, write_text
 from storage.tables import read_table
 from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
@@ -32,14 +32,11 @@ class Measured(NamedTuple):
 
 
 def write_comparison(index: Index, queries: Sequence[Query], measured: Measured, *, out: str, run: dict) -> Metrics:
-    """Evaluate the result table that lies in ``out``; write metrics.json, tail_patch.parquet and report.html."""
+    """Evaluate the result table that lies in ``out``; write metrics.json and report.html beside it."""
     encoded, rankings, tail_patch, explained = measured
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
-    if changes is not None:
-        with write_atomically(directory / TAIL_PATCH) as file:
-            changes.write_parquet(file)
     metrics = evaluate(frame, queries, tail_patch=changes)
     write_json(directory / METRICS, metrics.model_dump())
     data = ReportData(
@@ -101,5 +98,23 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         mixing_weight=weight,
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
+        facts=_spectrum_facts(facts),
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
     )
+
+
+def _spectrum_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What R_train and R_eval can tell apart, and how much of it damping decides."""
+    shown: dict[str, str | int | float] = {}
+    if facts["limited_by"] is not None:
+        shown["Crossing limited by"] = f"{facts['limited_by']}, instead of component {facts['wanted_index']:,}"
+    for name, report in facts["spectra"].items():
+        dims = f" of {report['num_dims']:,}" if "num_dims" in report else ""
+        shown[f"Rank of {name}"] = f"{report['rank']:,}{dims}"
+        shown[f"Effective rank of {name}"] = report["effective_rank"]
+        if "damping_share" in report:
+            condition = report["condition"]
+            shown["Condition number, damped"] = "infinite" if condition is None else f"{condition:.3g}"
+            shown["Effective dimension at this damping"] = round(report["effective_dimension"])
+            shown["Share that damping decides"] = f"{report['damping_share']:.1%}"
+    return shown

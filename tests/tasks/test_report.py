@@ -299,11 +299,11 @@ def test_differences_that_exclude_zero_stand_out():
 def test_how_the_scores_were_made_is_told():
     page = small(
         facts={"Tokens": 1234567, "Unit norm": True, "Share": 0.1234567},
-        curvature=Curvature(mixing_weight=0.9, spectra={"λ R_eval": [1.0, 0.1]}),
+        curvature=Curvature(mixing_weight=0.9, facts={"Rank of R_eval": "7 of 9"}, spectra={"λ R_eval": [1.0, 0.1]}),
         costs={"trackstar": {"time": "41 s"}, "bm25": {"memory": "1 GB"}},
         num_quarantined=3,
     )
-    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "41 s", "1 GB"):
+    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "7 of 9", "41 s", "1 GB"):
         assert expected in page.text
     assert page.having("warn") == ["dd"]
     assert "Damping" not in page.text
