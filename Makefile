@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test bench bench-facts lint clean
+.PHONY: install demo test test-integration bench bench-facts lint clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-integration: install
+	$(BIN)/python -m pytest -m integration tests/integration
 
 bench: install
 	$(BIN)/python benchmarks/index_cost.py

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
@@ -29,18 +28,15 @@ from benchmarks.facts_corpus import BUCKETS, FactsConfig, FactsCorpus, bucket_of
 from flows.compare import compare
 from flows.config import CompareConfig, IndexConfig
 from flows.index import index
-from storage.errors import MissingError
 from storage.layout import RUN, TAIL_PATCH, location
-from storage.manifest import require_manifest
 from storage.queries import Query, read_queries
 from storage.results import PROPONENT, read_json, read_proponents
-from storage.tables import read_table
 from tasks.corpus import CorpusConfig
 from tasks.demo import DemoCorpusFiles, TrainingRequest, train
 from tasks.engine import GradientConfig
 from tasks.evaluation import TAIL_PATCH as TAIL_PATCH_METRIC
 from tasks.evaluation import Estimate, Metrics, evaluate
-from tasks.tail_patch import TailPatchConfig, TailPatchRequest
+from tasks.tail_patch import TailPatchConfig
 from tasks.training import TrainingConfig
 
 METHODS = ("trackstar", "train_only", "no_whitening", "no_unit_norm", "bm25", "random")
@@ -129,23 +125,14 @@ def trace_facts(
 
 def read_outcome(results: Path, queries_file: Path, frequencies: Mapping[str, int]) -> Outcome:
     queries = read_queries(queries_file)
-    run = read_json(location(results) / RUN)
-    said = run["queries"]
+    said = read_json(location(results) / RUN)["queries"]
     return Outcome(
         frame=read_proponents(location(results)),
-        tail_patch=_tail_patch(run),
+        tail_patch=pl.read_parquet(results / TAIL_PATCH),
         queries=queries,
         frequencies=frequencies,
         is_right={query.id: said[query.id]["answer"].strip() == query.completion.strip() for query in queries},
     )
-
-
-def _tail_patch(run: Mapping[str, Any]) -> pl.DataFrame:
-    """The measurements of exactly the rankings of a run, out of its index."""
-    for directory in (location(run["index"]) / TailPatchRequest.kind).iterdir():
-        if require_manifest(directory).identity["rankings"] == run["digests"]["rankings"]:
-            return read_table(directory, TAIL_PATCH)
-    raise MissingError(run["index"], "has no tail-patch of these rankings", "run the benchmark again")
 
 
 def markdown(outcome: Outcome, corpus: FactsCorpus, *, command: str) -> str:

@@ -29,6 +29,8 @@ PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
 }
 
+LIST_OPTIONS = ("--corpus", "--also-checkpoints")
+
 IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
 QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
 OutOption = Annotated[str, typer.Option("--out", help="Directory for the results.")]
@@ -37,6 +39,7 @@ MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at
 WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
 DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
 UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
+ShardsOnOption = Annotated[str, typer.Option("--shards-on", help="local, processes, or a Dask scheduler's address.")]
 DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
 
 
@@ -60,6 +63,7 @@ def index(
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
@@ -95,6 +99,7 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -147,6 +152,11 @@ def compare(
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
     token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
+    also_checkpoints: Annotated[
+        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
+    ] = None,
+    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -162,6 +172,9 @@ def compare(
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
         "token_influence": {"num_proponents": token_influence},
+        "also_checkpoints": also_checkpoints or [],
+        "dense_encoder": dense_encoder,
+        "influence": {"damping": influence_damping},
         "dask": dask,
     }
     if methods:
@@ -192,6 +205,7 @@ def reindex(
     queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
 ) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
@@ -208,6 +222,7 @@ def reindex(
             "queries": queries,
             "keep_last": keep_last,
             "gradient": {"projection_dim": projection_dim},
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -281,7 +296,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_corpus(sys.argv[1:]))
+        app(args=_spread_lists(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -341,18 +356,18 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_corpus(arguments: list[str]) -> list[str]:
+def _spread_lists(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    follows = False
+    option = None
     for argument in arguments:
-        if argument == "--corpus":
-            follows = True
+        if argument in LIST_OPTIONS:
+            option = argument
         elif argument.startswith("-"):
-            follows = False
+            option = None
             spread.append(argument)
-        elif follows:
-            spread += ["--corpus", argument]
+        elif option:
+            spread += [option, argument]
         else:
             spread.append(argument)
     return spread

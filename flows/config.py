@@ -13,7 +13,8 @@ from tasks.corpus import CorpusConfig
 from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
-from tasks.methods import DEFAULT_METHODS, METHODS, require_known
+from tasks.influence import InfluenceConfig
+from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
@@ -23,6 +24,10 @@ Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
+SHARDS_ON_HELP = (
+    "Where shards are computed: local (one after another in this process), processes (one a core of this machine), or "
+    "the address of a Dask scheduler."
+)
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
 
 
@@ -50,6 +55,7 @@ class IndexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -116,10 +122,31 @@ class CompareConfig(AttributeConfig):
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
     token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
+    influence: InfluenceConfig = InfluenceConfig()
+    also_checkpoints: tuple[Url, ...] = Field(
+        (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
+    )
+    dense_encoder: Url | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
 
     def check(self) -> None:
-        require_known(self.methods)
+        require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        for checkpoint in self.also_checkpoints:
+            model_files(checkpoint)
+        if self.dense_encoder is not None:
+            model_files(self.dense_encoder)
         super().check()
+
+    @property
+    def settings(self) -> MethodSettings:
+        return MethodSettings(
+            score=self.score,
+            influence=self.influence,
+            also_checkpoints=self.also_checkpoints,
+            dense_encoder=self.dense_encoder,
+            dask=self.dask,
+        )
 
 
 class ReindexConfig(FlowConfig):
@@ -137,6 +164,7 @@ class ReindexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     score: ScoreConfig = ScoreConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property

@@ -10,10 +10,11 @@ from storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, 
 from storage.manifest import Artifact
 from storage.matrices import read_arrays
 from storage.queries import Query
-from storage.results import read_proponents, write_json, write_text
+from storage.results import read_proponents, write_atomically, write_json, write_text
 from storage.tables import read_table
 from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
+from tasks.evidence import evidence_sources
 from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
@@ -32,12 +33,15 @@ class Measured(NamedTuple):
 
 
 def write_comparison(index: Index, queries: Sequence[Query], measured: Measured, *, out: str, run: dict) -> Metrics:
-    """Evaluate the result table that lies in ``out``; write metrics.json and report.html beside it."""
+    """Evaluate the result table that lies in ``out``; write metrics.json, tail_patch.parquet and report.html."""
     encoded, rankings, tail_patch, explained = measured
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
-    metrics = evaluate(frame, queries, tail_patch=changes)
+    if changes is not None:
+        with write_atomically(directory / TAIL_PATCH) as file:
+            changes.write_parquet(file)
+    metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
     data = ReportData(
         model=index.engine.checkpoint.name,
@@ -49,7 +53,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
         metrics=metrics,
         tail_patch=changes,
         facts=_facts(index, run, tail_patch),
-        costs=method_costs(index.path, encoded, rankings),
+        costs=method_costs(index.path, rankings),
         curvature=_curvature(index, encoded, run),
         explanation=read_explanation(index, explained),
         num_quarantined=index.total("num_quarantined"),

@@ -7,13 +7,12 @@ from storage.layout import EVIDENCE_SCORES, HISTOGRAM, TOKEN_INFLUENCE
 from storage.manifest import Artifact
 from storage.queries import Query
 from storage.tables import read_table
-from tasks.attribution import score_request
 from tasks.index import Index
 from tasks.methods import TRACKSTAR
 from tasks.report_data import Explanation
-from tasks.score_histogram import HistogramRequest, count_scores
+from tasks.score_histogram import count_scores, histogram_request
 from tasks.scores import ScoreConfig
-from tasks.token_influence import TokenInfluenceConfig, TokenInfluenceRequest, read_tokens
+from tasks.token_influence import TokenInfluenceConfig, read_tokens, token_request
 
 
 class Explained(NamedTuple):
@@ -43,14 +42,12 @@ def explain(
     ranking = next((ranking for ranking in rankings if ranking.facts["method"] == TRACKSTAR), None)
     if ranking is None:
         return None
-    scoring = score_request(index, encoded, config.score, method=TRACKSTAR, dask=config.dask)
-    common = {"index": str(index.path), "scoring": scoring, "ranking": ranking}
-    reading = TokenInfluenceRequest(engine=index.engine, config=config.tokens, **common)
-    evidence = {query.id: query.relevant_ids for query in queries if query.relevant_ids}
+    counting = histogram_request(index, encoded, ranking, config.score, queries)
+    reading = token_request(index, encoded, ranking, config.score, config.tokens)
     return Explained(
         method=TRACKSTAR,
         tokens=read_tokens(reading) if config.tokens.num_proponents else None,
-        histogram=count_scores(HistogramRequest(evidence=evidence, **common)),
+        histogram=count_scores(counting.model_copy(update={"dask": config.dask})),
     )
 
 

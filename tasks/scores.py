@@ -119,26 +119,26 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "whitening": request.config.whitening,
         "num_candidates": _num_candidates(request),
         "spectrum": request.spectrum and request.spectrum.name,
-        "factors": request.factors and request.factors.name,
-        "train_norms": request.train_norms.name,
         "spectra": _spectra_facts(spectra, request.config.damping),
+        "train_norms": request.train_norms.name,
+        "queries": request.queries.name,
+        "factors": request.factors and request.factors.name,
     }
 
 
 def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:
     """One pass over all shards."""
-    factors = request.factors and request.factors.path(request.index)
-    bases = {  # computed on the workers and kept there: each shard needs all of them
-        block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims
-    }
+    bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
     common = Pass(request.train_norms.path(request.index), weights, request.config)
     withdrawn = request.withdrawn()
-    parts = [part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in _starts(request)]
+    parts = [
+        part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in shard_starts(request)
+    ]
     (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
     return ranked
 
 
-def _starts(request: IndexedShards) -> list[tuple[UPath, int]]:
+def shard_starts(request: IndexedShards) -> list[tuple[UPath, int]]:
     """Each shard that has documents, and the place of its first one in the corpus."""
     counts = [shard.facts["num_documents"] for shard in request.shards]
     starts = np.cumsum([0, *counts[:-1]]).tolist()
@@ -198,6 +198,11 @@ def _label(weight: float) -> str:
     return f"{weight:g}"
 
 
+def query_bases(request: IndexedShards, factors: UPath | None, query_vectors: Mapping[str, ndarray]) -> dict[str, Any]:
+    """Every block's basis, to be computed on the workers and kept there: each shard needs all of them."""
+    return {block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims}
+
+
 def _basis(factors: UPath | None, block: str, query_vectors: ndarray) -> scores.QueryBasis:
     return scores.query_basis(read_factor(factors, block), query_vectors)
 
@@ -210,17 +215,13 @@ def _rank_shard(
     withdrawn: ndarray | None,
 ) -> Rankings:
     """The shard's own best and worst candidates of every query; of all others nothing is kept."""
-    kept = np.ones(GradientReader(path).num_rows, dtype=bool)
-    if withdrawn is not None:
-        kept[withdrawn] = False
     parts: list[Rankings] = []
-    for start, influence in shard_influences(path, common, bases):
-        rows = np.flatnonzero(kept[start : start + influence.shape[1]])
-        positions = first_position + start + rows
+    for rows, influence in shard_influences(path, common, bases, withdrawn):
+        positions = first_position + rows
         parts.append(
             {
                 (number, kind): ranking.best(
-                    of_weight[rows].T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
+                    of_weight.T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
                 )
                 for number, of_weight in enumerate(influence)
                 for kind in (PROPONENT, OPPONENT)
@@ -230,9 +231,9 @@ def _rank_shard(
 
 
 def shard_influences(
-    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis]
-) -> Iterator[tuple[int, ndarray]]:
-    """Scores [weights n queries] of a shard's documents, some at a time, with the row of the first."""
+    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis], withdrawn: ndarray | None
+) -> Iterator[tuple[ndarray, ndarray]]:
+    """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
     reader = GradientReader(path)
     train_norms, norms = read_norms(common.train_norms, path)
     readouts = [scores.Readout(basis) for basis in bases.values()]
@@ -246,16 +247,17 @@ def shard_influences(
             )
             for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))
         ]
-        yield (
-            start,
-            scores.influences(
-                coordinates,
-                train_norms[start:stop],
-                list(bases.values()),
-                mixing_weights=common.mixing_weights,
-                unit_norm=common.config.unit_norm,
-            ),
+        influences = scores.influences(
+            coordinates,
+            train_norms[start:stop],
+            list(bases.values()),
+            mixing_weights=common.mixing_weights,
+            unit_norm=common.config.unit_norm,
         )
+        rows = np.arange(start, stop)
+        if withdrawn is not None:
+            rows = np.setdiff1d(rows, withdrawn, assume_unique=True)
+        yield rows, influences[:, rows - start]
 
 
 def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
@@ -291,7 +293,7 @@ def _result_table(ranked: Rankings, request: ScoreRequest, methods: Sequence[str
 
 def _ids_at(request: IndexedShards, positions: ndarray) -> pl.Series:
     """The ids of the documents at some places in the corpus, ascending; only their shards are read."""
-    shards = _starts(request)
+    shards = shard_starts(request)
     bounds = np.searchsorted(positions, [start for _, start in shards[1:]])
     parts = [
         read_table(path, DOCUMENTS)["id"].gather(of_shard - start)

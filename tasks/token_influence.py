@@ -9,20 +9,21 @@ import torch
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE
+from storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, location
 from storage.manifest import Artifact, Draft
 from storage.matrices import read_arrays
 from storage.results import PROPONENT
 from storage.tables import read_table, write_table
+from tasks.curvature import IndexedShards
 from tasks.engine import Engine, EngineSpec, block_projections, open_engine
-from tasks.index import shard_texts
+from tasks.index import Index, shard_texts
 from tasks.numerics.batching import batches, pad, windows
 from tasks.numerics.curvature import squared_norms, whiten
 from tasks.numerics.scores import query_basis
 from tasks.numerics.token_influence import TokenInfluence, candidate_norms, query_readout
 from tasks.progress import progress
-from tasks.scores import ScoreRequest
-from tasks.stage import StageRequest, stage
+from tasks.scores import ScoreConfig
+from tasks.stage import stage
 from tasks.whitening import read_factor
 
 SCHEMA = {
@@ -43,34 +44,46 @@ class TokenInfluenceConfig(BaseModel):
     num_proponents: int = Field(5, ge=0, description="Proponents of each query that are read; 0: none, skip it.")
 
 
-class TokenInfluenceRequest(StageRequest):
-    """The first proponents of a gradient method's ranking, to be read token by token.
-
-    Attributes:
-        scoring: What the ranking was made from.
-    """
+class TokenInfluenceRequest(IndexedShards):
+    """The first proponents of a gradient method's ranking, to be read token by token."""
 
     kind: ClassVar[str] = "token_influence"
     version: ClassVar[int] = 1
 
     engine: EngineSpec
-    scoring: ScoreRequest
+    queries: Artifact
     ranking: Artifact
+    unit_norm: bool
     config: TokenInfluenceConfig
 
     @property
     def label(self) -> str:
-        num_queries = self.scoring.queries.facts["num_queries"]
-        return f"tokens of {self.config.num_proponents} proponents of {num_queries} queries"
+        return f"tokens of {self.config.num_proponents} proponents of {self.queries.facts['num_queries']} queries"
 
     def inputs(self) -> dict[str, Any]:
         return {
+            **super().inputs(),
             "engine": self.engine.inputs(),
-            "scoring": self.scoring.identity(),
-            "mixing_weight": self.ranking.facts["mixing_weight"],
+            "queries": self.queries.digest,
             "ranking": self.ranking.digest,
+            "unit_norm": self.unit_norm,
             "config": self.config.model_dump(),
         }
+
+
+def token_request(
+    index: Index, encoded: Artifact, ranking: Artifact, score: ScoreConfig, config: TokenInfluenceConfig
+) -> TokenInfluenceRequest:
+    """What it takes to read the proponents of a ranking that was scored with these settings."""
+    return TokenInfluenceRequest(
+        index=str(index.path),
+        shards=index.shards,
+        engine=index.engine,
+        queries=encoded,
+        ranking=ranking,
+        unit_norm=score.unit_norm,
+        config=config,
+    )
 
 
 class _Readouts(NamedTuple):
@@ -83,13 +96,10 @@ class _Readouts(NamedTuple):
 @stage
 def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     """Write query_id, candidate_id, position, start, stop, share: the shares of a proponent's tokens are its score."""
-    wanted = read_table(request.ranking.path(request.index), RANKING).filter(
-        (pl.col("method") == request.scoring.method)
-        & (pl.col("kind") == PROPONENT)
-        & (pl.col("rank") <= request.config.num_proponents)
-    )
+    ranking = read_table(request.ranking.path(request.index), RANKING)
+    wanted = ranking.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= request.config.num_proponents))
     queries_of = dict(wanted.group_by("candidate_id", maintain_order=True).agg("query_id").iter_rows())
-    texts = shard_texts(request.scoring.shard_paths, set(queries_of))
+    texts = shard_texts(request.shard_paths, set(queries_of))
     with open_engine(request.engine) as engine:
         encoded = engine.tokenizer(
             [texts[name] for name in queries_of], return_offsets_mapping=True, truncation=False, verbose=False
@@ -101,7 +111,7 @@ def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     write_table(draft.path / TOKEN_INFLUENCE, table)
     draft.facts |= {
         **request.config.model_dump(),
-        "method": request.scoring.method,
+        "method": request.ranking.facts["method"],
         "num_documents": len(queries_of),
         "largest_difference": _largest_difference(table, wanted),
     }
@@ -109,12 +119,11 @@ def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
 
 def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequence[Sequence[int]]) -> _Readouts:
     """Every query's w in every block, and ‖G_m‖ ‖G_q‖ of every pair; 1 where scores are not normalised."""
-    scoring = request.scoring
-    query_vectors = read_arrays(scoring.queries.path(request.index), QUERY_VECTORS)
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
-    weight = request.ranking.facts["mixing_weight"]
-    factors = scoring.factors and scoring.factors.path(request.index)
-    num_queries = scoring.queries.facts["num_queries"]
+    facts = request.ranking.facts
+    weight, factors = facts["mixing_weight"], facts["factors"] and location(request.index) / facts["factors"]
+    num_queries = request.queries.facts["num_queries"]
     blocks, m_norms, q_norms = {}, np.zeros(len(sequences)), np.zeros(num_queries)
     for block, phi in vectors.items():
         C = read_factor(factors, block)
@@ -124,7 +133,7 @@ def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequenc
         psi_norms = squared_norms(phi if C is None else whiten(C, phi))
         m_norms += candidate_norms(phi, psi_norms, basis, mixing_weight=weight)
     product = np.sqrt(np.outer(m_norms, q_norms))
-    return _Readouts(blocks, product if scoring.config.unit_norm else np.ones_like(product))
+    return _Readouts(blocks, product if request.unit_norm else np.ones_like(product))
 
 
 def _tables(
@@ -135,7 +144,7 @@ def _tables(
     readouts: _Readouts,
     advance: Any,
 ) -> list[pl.DataFrame]:
-    query_ids = read_table(request.scoring.queries.path(request.index), QUERIES)["query_id"].to_list()
+    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
     number = {query_id: row for row, query_id in enumerate(query_ids)}
     reader = TokenInfluence(engine.model, block_projections(engine.model, request.engine, device=engine.device))
     tables = []

@@ -7,10 +7,10 @@ from prefect import flow
 from storage.layout import RANKING, TOKEN_INFLUENCE
 from storage.queries import read_queries
 from storage.tables import read_table
-from tasks.attribution import encode, rank, score_request
+from tasks.attribution import encode, rank
 from tasks.index import shard_texts
 from tasks.scores import ScoreConfig
-from tasks.token_influence import TokenInfluenceConfig, TokenInfluenceRequest, read_tokens
+from tasks.token_influence import TokenInfluenceConfig, read_tokens, token_request
 from tests.flows.runs import build
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -23,15 +23,7 @@ SCORE_TOLERANCE = 1e-5
 def ranked_and_read(index, asked, config):
     encoded = encode(index, asked)
     ranking = rank(index, encoded, config, method="trackstar", dask="local")
-    scoring = score_request(index, encoded, config, method="trackstar", dask="local")
-    request = TokenInfluenceRequest(
-        index=str(index.path),
-        engine=index.engine,
-        scoring=scoring,
-        ranking=ranking,
-        config=TokenInfluenceConfig(num_proponents=4),
-    )
-    return ranking, read_tokens(request)
+    return ranking, read_tokens(token_request(index, encoded, ranking, config, TokenInfluenceConfig(num_proponents=4)))
 
 
 @pytest.mark.parametrize(

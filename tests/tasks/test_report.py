@@ -156,6 +156,9 @@ TEXTS = {"d1": "Chad is large.", "d2": "Ministers meet in N'Djamena.", "d3": "A 
 SMALL = {"model": "m", "corpus": "c", "queries": [QUERY], "proponents": table(ROWS), "texts": TEXTS}
 
 
+METRICS = evaluate(SMALL["proponents"], [QUERY])
+
+
 def small(**changes):
     return Page(render_report(ReportData(**SMALL | changes)))
 
@@ -388,3 +391,9 @@ def test_of_many_methods_the_well_known_come_first_and_the_last_show_a_few_passa
     labels = [attributes["aria-label"] for tag, attributes in page.elements if attributes.get("class") == "method"]
     assert labels == ["trackstar", "bm25", "dense", "a", "b", "c", "d"]
     assert len(page.having("hit")) == 4 * 6 + 3 * 3
+
+
+def test_where_evidence_comes_from_is_said_beside_the_numbers():
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "aliases"}))
+    assert "known from the answer, or another name of it, found in the passage (1 queries)." in page.text
+    assert "known from the queries’ own relevant ids (1 queries)." in small(metrics=METRICS).text

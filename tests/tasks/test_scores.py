@@ -69,21 +69,17 @@ def reference_to(index, name):
     return Artifact(name=name, digest=manifest.digest, facts=manifest.facts)
 
 
-def request_of(index, gradients, *, dask="local", config=CONFIG):
-    """What is to be scored, R_train and norms of a new index being there."""
+def rank(index, gradients, *, dask="local", config=CONFIG):
+    """R_train, norms and ranking of a new index."""
     shards, queries = write_store(index, gradients)
     common = {"index": str(index), "shards": shards, "dask": dask}
     R = build(write_autocorrelation.body, AutocorrelationRequest(**common))
     of_factors = FactorRequest(index=str(index), autocorrelation=R, damping=config.damping, dask=dask)
     whitening = {"factors": build(write_factors.body, of_factors), **common}
     norms = build(write_train_norms.body, TrainNormsRequest(**whitening))
-    return ScoreRequest(
+    request = ScoreRequest(
         method="trackstar", config=config, queries=queries, train_norms=norms, spectrum=None, **whitening
     )
-
-
-def rank(index, gradients, **settings):
-    request = request_of(index, gradients, **settings)
     return read_table(build(rank_candidates.body, request).path(str(index)), RANKING)
 
 
