@@ -23,7 +23,7 @@ def test_index_attribute_and_withdraw_on_an_object_store_give_the_scores_of_a_di
     for name, directory in (("local", tmp_path / "index"), ("s3", f"{bucket}/index")):
         built = build(directory, llama, corpus, curvature={"group_shards": 1})
         assert len(built.grams) == len(built.shards)
-        score(directory, queries, tmp_path / name, mixing_weight=0.9, mixing_weights=[0.5])
+        score(directory, queries, tmp_path / name, mixing_weight=0.9)
         withdraw(WithdrawConfig(index=str(directory), ids=("d3",)))
         frames.append(pl.read_parquet(tmp_path / name / "proponents.parquet"))
     assert frames[0].equals(frames[1])
