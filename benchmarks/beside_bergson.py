@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--peer", help="Python of the environment that bergson is installed in.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=4, help="Measured batches a round, after one to warm up.")
+    parser.add_argument("--modes", nargs="+", choices=["factored", "full"], default=["factored", "full"])
+    parser.add_argument("--dim", type=int, default=64, help="k.")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 64], help="Length of a document.")
     parser.add_argument("--model", choices=list(CONFIGS), default="llama")
     parser.add_argument("--worker", nargs=5, metavar=("LIBRARY", "MODEL", "V", "K", "TOKENS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,12 +62,13 @@ def compare(arguments: argparse.Namespace) -> None:
         AutoModelForCausalLM.from_config(CONFIGS[arguments.model]).save_pretrained(directory)
         print("| model | V | k | tokens a document | ours, tokens/s | bergson, tokens/s | ratio | errors |")
         print("|---|---|---|---|---|---|---|---|")
-        for mode, dim in (("factored", 16), ("factored", 64), ("full", 64)):
-            for num_tokens in (256, 64):
-                print(_row(arguments, directory, mode, dim, num_tokens), flush=True)
+        for mode in arguments.modes:
+            for num_tokens in arguments.tokens:
+                print(_row(arguments, directory, mode, num_tokens), flush=True)
 
 
-def _row(arguments: argparse.Namespace, directory: str, mode: str, dim: int, num_tokens: int) -> str:
+def _row(arguments: argparse.Namespace, directory: str, mode: str, num_tokens: int) -> str:
+    dim = arguments.dim
     interpreters = {"ours": sys.executable, "bergson": arguments.peer}
     found: dict[str, list[dict[str, float]]] = {library: [] for library in interpreters}
     for _ in range(arguments.rounds):
