@@ -35,6 +35,7 @@ from tasks.demo_corpus import Document
 from tasks.engine import GradientConfig
 from tasks.scores import ScoreConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 from tasks.training import OPTIMIZER_FILE, completion_probabilities
 
 FREQUENCIES = (1, 2, 4, 8)
@@ -139,6 +140,7 @@ def trace_films(checkpoint: str, queries_file: str, out: str, methods: tuple[str
             methods=methods,
             score=ScoreConfig(top_k=100, damping=1.0),  # a few hundred documents for a block's 1,024 dimensions
             tail_patch=TailPatchConfig(num_proponents=num_trained_on, learning_rate=1e-5),
+            token_influence=TokenInfluenceConfig(num_proponents=0),  # a pass a document, which here is minutes
         )
     )
 
