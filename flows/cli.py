@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
+SPREAD_OPTIONS = ("--corpus", "--ids", "--also-checkpoints")  # that take several words
 
 # Prefect without a server: generous for a busy machine, silent towards the network.
 PREFECT_DEFAULTS = {
@@ -28,8 +29,6 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",
 }
-
-LIST_OPTIONS = ("--corpus", "--also-checkpoints")
 
 IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
 QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
@@ -56,12 +55,14 @@ def index(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the projections.")] = 0,
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     id_column: Annotated[str, typer.Option(help="Column with the id.")] = "id",
+    extra_columns: Annotated[str, typer.Option(help="Comma-separated columns to keep, to group influence by.")] = "",
     shard_size: Annotated[int, typer.Option(min=1, help="Documents of a task run.")] = 2048,
     token_budget: Annotated[int, typer.Option(min=16, help="Tokens of a batch.")] = 4096,
     context_tokens: Annotated[int | None, typer.Option(min=2, help="Longest window; default: the model's.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
     shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
@@ -81,6 +82,7 @@ def index(
                 "paths": corpus,
                 "text_column": text_column,
                 "id_column": id_column,
+                "extra_columns": [name.strip() for name in extra_columns.split(",") if name.strip()],
                 "shard_size": shard_size,
             },
             "model": {
@@ -99,6 +101,7 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+            "curvature": {"sample": curvature_sample, "seed": seed},
             "shards_on": shards_on,
             "dask": dask,
         }
@@ -119,6 +122,9 @@ def attribute(
     out: OutOption,
     top_k: TopKOption = 10,
     mixing_weight: MixingWeightOption = "auto",
+    mixing_weights: Annotated[
+        str, typer.Option(help="Comma-separated further λ in the same pass, as trackstar@λ.")
+    ] = "",
     whitening: WhiteningOption = "mixed",
     damping: DampingOption = 0.1,
     unit_norm: UnitNormOption = True,
@@ -131,6 +137,7 @@ def attribute(
     from flows.summary import attribution_table
 
     score = _score(top_k, mixing_weight, whitening, damping, unit_norm)
+    score["mixing_weights"] = mixing_weights.split(",") if mixing_weights else []
     config = AttributeConfig.model_validate(
         {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
     )
@@ -233,6 +240,23 @@ def reindex(
 
 
 @app.command()
+def withdraw(
+    index: IndexOption,
+    ids: Annotated[list[str], typer.Option(help="Ids of documents, or files with one id a line.")],
+    reason: Annotated[str, typer.Option(help="Recorded with the ids.")] = "",
+    dask: DaskOption = "local",
+) -> None:
+    """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
+    _prepare()
+    from flows.config import WithdrawConfig
+    from flows.summary import index_table
+    from flows.withdraw import withdraw as flow
+
+    config = WithdrawConfig.model_validate({"index": index, "ids": ids, "reason": reason, "dask": dask})
+    console.print(index_table(_run(flow, config)))
+
+
+@app.command()
 def mnist(
     out: OutOption,
     data: Annotated[str, typer.Option(help="digits, mnist, or an .npz file with X and y.")] = "digits",
@@ -296,7 +320,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_lists(sys.argv[1:]))
+        app(args=_spread(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -356,15 +380,15 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_lists(arguments: list[str]) -> list[str]:
+def _spread(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    option = None
+    option = ""
     for argument in arguments:
-        if argument in LIST_OPTIONS:
+        if argument in SPREAD_OPTIONS:
             option = argument
         elif argument.startswith("-"):
-            option = None
+            option = ""
             spread.append(argument)
         elif option:
             spread += [option, argument]

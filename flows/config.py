@@ -35,6 +35,14 @@ def name_of(url: str) -> str:
     return location(url).name
 
 
+def _ids_of(value: str) -> list[str]:
+    """The lines of a file of this name, or the id itself where there is none."""
+    path = location(value)
+    if not path.is_file():
+        return [value]
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
 class FlowConfig(BaseModel):
     """Common to all flows."""
 
@@ -147,6 +155,36 @@ class CompareConfig(AttributeConfig):
             dense_encoder=self.dense_encoder,
             dask=self.dask,
         )
+
+
+class WithdrawConfig(FlowConfig):
+    """Documents to be left out of an index."""
+
+    index: Url = Field(title="Index", description="A finished index.")
+    ids: tuple[str, ...] = Field(
+        min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
+    )
+    reason: str = Field("", title="Reason", description="Recorded with the ids.")
+    dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.index)
+
+    def check(self) -> None:
+        read_index(self.index)
+        self.asked()
+
+    def asked(self) -> list[str]:
+        """The ids, files read.
+
+        Raises:
+            InputError: There is none.
+        """
+        ids = [id_ for value in self.ids for id_ in _ids_of(value)]
+        if not ids:
+            raise InputError(f"{', '.join(self.ids)} holds no id; give ids, or a file with one a line")
+        return ids
 
 
 class ReindexConfig(FlowConfig):

@@ -9,6 +9,7 @@ read for every query set. A tile that is missing on or below the diagonal would 
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 import numpy as np
 import zarr
@@ -20,6 +21,7 @@ from storage.errors import CorruptionError
 from storage.gradients import zarr_store
 
 TILE = 512
+FLOAT64_BYTES, CHECKSUM_BYTES = 8, 4
 
 
 def create_triangles(path: UPath) -> None:
@@ -46,6 +48,13 @@ def write_lower(path: UPath, block: str, matrix: ndarray) -> None:
         array[start:stop, :stop] = matrix[start:stop, :stop]
 
 
+def lower_bytes(num_dims: int) -> int:
+    """What a block's tiles take on disk."""
+    tile = min(TILE, num_dims)
+    num_panels = ceil(num_dims / tile)
+    return num_panels * (num_panels + 1) // 2 * (tile**2 * FLOAT64_BYTES + CHECKSUM_BYTES)
+
+
 def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None = None) -> ndarray:
     """The lower triangle [d d] of a block, zero above the diagonal; added to ``out`` if that is given.
 
@@ -57,7 +66,7 @@ def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None =
         total = np.zeros(array.shape) if out is None else out
         for start, stop in _bounds(len(total), array.chunks[0]):
             panel = array[start:stop, :stop]
-            if np.isnan(panel[0, 0]) or np.isnan(panel[-1, -1]):
+            if np.isnan(panel[0]).any(where=np.arange(stop) <= start):  # one entry of each tile of the panel at least
                 raise _corruption(directory, name, block, "lacks a part that was written")
             panel[:, start:] = np.tril(panel[:, start:])
             total[start:stop, :stop] += panel

@@ -69,6 +69,11 @@ def publish_proponents(markdown: str) -> None:
     create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
 
 
+def publish_spectrum(markdown: str, *, method: str) -> None:
+    key = f"spectrum-{re.sub('[^a-z0-9]+', '-', method.lower())}"
+    create_markdown_artifact(markdown, key=key, description=f"R_train, R_eval and λ of {method}.")
+
+
 def publish_metrics(metrics: Metrics, out: str) -> None:
     create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")
     create_link_artifact((location(out) / REPORT).absolute().as_uri(), key="report", link_text=REPORT)

@@ -43,7 +43,7 @@ class BaselineRequest(IndexedShards):
 @stage
 def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
     """Write each query's ranking by BM25 or by chance."""
-    texts = shard_texts(request.shard_paths)
+    texts = shard_texts(request.shard_paths, without=request.withdrawn_ids())
     if request.method == BM25:
         ranking = bm25(texts, request.queries, k=request.top_k)
     else:

@@ -26,8 +26,9 @@ from storage.results import PROPONENT
 from storage.tables import read_table
 from tasks.baselines import search_text
 from tasks.checkpoint import Checkpoint, read_checkpoint
+from tasks.index import Index
 from tasks.progress import progress
-from tasks.rankings import candidate_ids, rank_parts, write_ranking
+from tasks.rankings import rank_parts, read_candidates, write_ranking
 from tasks.stage import StageRequest, gather, stage
 
 TEXTS_AT_ONCE = 32
@@ -75,13 +76,14 @@ class DenseRequest(StageRequest):
     """A query set to be ranked by the similarity of embeddings."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     encoder: Encoder
     documents: tuple[Artifact, ...]
     embeddings: tuple[Artifact, ...]
     queries: tuple[Query, ...]
     top_k: int
+    tombstones: Artifact | None = None
 
     @property
     def label(self) -> str:
@@ -93,22 +95,22 @@ class DenseRequest(StageRequest):
             "embeddings": [artifact.digest for artifact in self.embeddings],
             "queries": asked(self.queries),
             "top_k": self.top_k,
+            "tombstones": self.tombstones and self.tombstones.digest,
         }
 
 
-def rank_densely(
-    index: str, shards: Sequence[Artifact], queries: Sequence[Query], *, encoder: str, top_k: int
-) -> Artifact:
-    """The dense ranking of a query set over the documents of some shards, which are embedded once."""
+def rank_densely(index: Index, queries: Sequence[Query], *, encoder: str, top_k: int) -> Artifact:
+    """The dense ranking of a query set over the documents of an index, which are embedded once."""
     found = read_encoder(encoder)
-    documents = [shard for shard in shards if shard.facts["num_documents"]]
-    requests = [EmbeddingRequest(index=index, encoder=found, documents=shard) for shard in documents]
+    documents = [shard for shard in index.shards if shard.facts["num_documents"]]
+    requests = [EmbeddingRequest(index=str(index.path), encoder=found, documents=shard) for shard in documents]
     embeddings = gather(embed_documents.map(requests))
     return rank_by_embeddings(
         DenseRequest(
-            index=index,
+            index=str(index.path),
             encoder=found,
             documents=tuple(documents),
+            tombstones=index.tombstones,
             embeddings=tuple(embeddings),
             queries=tuple(queries),
             top_k=top_k,
@@ -135,12 +137,13 @@ def rank_by_embeddings(request: DenseRequest, draft: Draft) -> None:
     queries = np.concatenate(list(_embed(request.encoder, [search_text(query) for query in request.queries])))
     stored = (read_arrays(artifact.path(request.index), EMBEDDINGS)[EMBEDDING] for artifact in request.embeddings)
     parts = (queries.astype(np.float64) @ documents.astype(np.float64).T for documents in stored)
+    candidates = read_candidates(request.documents, request.index, request.tombstones)
     write_ranking(
         draft,
-        rank_parts(parts, top_k=request.top_k, kinds=(PROPONENT,)),
+        rank_parts(parts, candidates.are_live, top_k=request.top_k, kinds=(PROPONENT,)),
         method="dense",
         query_ids=[query.id for query in request.queries],
-        candidate_ids=candidate_ids(request.documents, request.index),
+        candidates=candidates,
     )
     draft.facts |= {"encoder": request.encoder.checkpoint.name, "max_tokens": request.encoder.max_tokens}
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from storage.queries import Query
 from tasks.index import Index, shard_texts
+from tasks.tombstones import read_tombstones
 
 Source = Literal["relevant_ids", "aliases"]
 
@@ -25,7 +26,8 @@ class LabelledQuery(Query):
 
 def labelled(queries: Sequence[Query], index: Index) -> list[LabelledQuery]:
     """The queries with their evidence among the documents of an index, whose texts are read only if one needs them."""
-    return label(queries, shard_texts(index.shard_paths) if needs_texts(queries) else {})
+    withdrawn = set(read_tombstones(index.tombstones, str(index.path))["id"])
+    return label(queries, shard_texts(index.shard_paths, without=withdrawn) if needs_texts(queries) else {})
 
 
 def label(queries: Sequence[Query], texts: Mapping[str, str]) -> list[LabelledQuery]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
+import polars as pl
 import torch
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,12 +25,13 @@ from tasks.engine import EngineSpec, model_blocks
 from tasks.numerics.batching import Window, batches, pad, windows
 from tasks.numerics.influence import Batch, CurvedLoss, conjugate_gradients, mean_eigenvalue
 from tasks.progress import progress
-from tasks.rankings import candidate_ids, rank_parts, write_ranking
+from tasks.rankings import Candidates, rank_parts, read_candidates, write_ranking
 from tasks.stage import StageRequest, stage
 from tasks.tokens import tokenize_documents, tokenize_query
+from tasks.tombstones import read_tombstones
 
 LARGEST_WORK = 10**12  # parameters × tokens × queries: an hour or two on one core
-TOKENS_AT_ONCE = 512  # of a batch; with all queries' products in flight at once
+TOKENS_AT_ONCE = 128  # of a batch; the products of all queries are in flight at once, and fit in a cache so
 NUM_PROBES = 32
 
 
@@ -47,13 +49,14 @@ class InfluenceRequest(StageRequest):
     """A query set to be ranked by influence functions."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     documents: tuple[Artifact, ...]
     queries: tuple[Query, ...]
     config: InfluenceConfig
     top_k: int
+    tombstones: Artifact | None = None
 
     @property
     def label(self) -> str:
@@ -68,6 +71,7 @@ class InfluenceRequest(StageRequest):
             "queries": asked(self.queries),
             "config": self.config.model_dump(),
             "top_k": self.top_k,
+            "tombstones": self.tombstones and self.tombstones.digest,
         }
 
 
@@ -75,7 +79,8 @@ class InfluenceRequest(StageRequest):
 def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents by ``∇L(m)ᵀ (H + δ I)^-1 ∇L(q)``."""
     documents, query_batch, loss = _prepare(request)
-    num_documents = sum(shard.facts["num_documents"] for shard in request.documents)
+    candidates = _candidates(request)
+    num_documents = len(candidates.ids)
     with _one_solve(request, documents) as advance:
 
         def product(vectors: Tensor) -> Tensor:
@@ -91,10 +96,10 @@ def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
     scores = _scores(loss, documents, solutions, num_documents)
     write_ranking(
         draft,
-        rank_parts([scores], top_k=request.top_k),
+        rank_parts([scores], candidates.are_live, top_k=request.top_k),
         method="influence",
         query_ids=[query.id for query in request.queries],
-        candidate_ids=candidate_ids(request.documents, request.index),
+        candidates=candidates,
     )
     draft.facts |= {
         "hessian": "Gauss-Newton, exact products",
@@ -105,6 +110,12 @@ def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
     }
 
 
+def _candidates(request: InfluenceRequest) -> Candidates:
+    """The documents that H is the curvature of: a withdrawn one has no part in that either."""
+    ids, are_live = read_candidates(request.documents, request.index, request.tombstones)
+    return Candidates(ids.filter(are_live), are_live[are_live])
+
+
 Documents = list[tuple[list[Window], Batch]]
 
 
@@ -112,7 +123,9 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss]:
     """Documents and queries as batches, and the model in float64: conjugate gradients lose what float32 cannot hold."""
     settings = request.engine.model.model_copy(update={"dtype": "float64", "device": "cpu"})
     tokenizer = load_tokenizer(request.engine.checkpoint, settings)
-    texts = [text for shard in request.documents for text in read_table(shard.path(request.index), DOCUMENTS)["text"]]
+    withdrawn = read_tombstones(request.tombstones, request.index)["id"].implode()
+    tables = [read_table(shard.path(request.index), DOCUMENTS) for shard in request.documents]
+    texts = [text for table in tables for text in table.filter(~pl.col("id").is_in(withdrawn))["text"]]
     sequences = tokenize_documents(tokenizer, texts)
     query_tokens = [tokenize_query(tokenizer, query) for query in request.queries]
     model = load_model(request.engine.checkpoint, settings)

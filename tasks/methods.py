@@ -94,14 +94,14 @@ class Comparison:
             return self._rank_by_influence(score)
         if method == DENSE:
             encoder = self._settings.dense_encoder
-            path = str(self._index.path)
-            return rank_densely(path, self._index.shards, self._queries, encoder=encoder, top_k=score.top_k)
+            return rank_densely(self._index, self._queries, encoder=encoder, top_k=score.top_k)
         if method == HYBRID:
             return self._fuse(score)
         return rank_by_baseline(
             BaselineRequest(
                 index=str(self._index.path),
                 shards=self._index.shards,
+                tombstones=self._index.tombstones,
                 method=method,
                 queries=tuple(self._queries),
                 top_k=score.top_k,
@@ -129,6 +129,7 @@ class Comparison:
                 queries=tuple(encode(index, self._queries) for index in indexes),
                 unit_norm=TRACIN_METHODS[method],
                 top_k=score.top_k,
+                tombstones=self._index.tombstones,
             )
         )
 
@@ -141,6 +142,7 @@ class Comparison:
                 queries=tuple(self._queries),
                 config=self._settings.influence,
                 top_k=score.top_k,
+                tombstones=self._index.tombstones,
             )
         )
 

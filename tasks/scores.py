@@ -19,8 +19,9 @@ from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
 from storage.tables import read_table, write_table
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
-from tasks.numerics import curvature, mixing, ranking, scores
+from tasks.numerics import mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
+from tasks.spectra import eval_facts, train_facts
 from tasks.stage import stage
 from tasks.whitening import read_factor, read_norms
 
@@ -102,9 +103,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     spectra = _spectra(request, query_vectors)
     weight = _mixing_weight(request, spectra)
-    weights = {request.method: weight.value} | {
-        f"{request.method}@{_label(further)}": further for further in request.config.mixing_weights
-    }
+    weights = _method_weights(request, weight)
     ranked = _rank(request, query_vectors, tuple(weights.values()))
     write_table(draft.path / RANKING, _result_table(ranked, request, list(weights)))
     draft.facts |= {
@@ -119,10 +118,22 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "whitening": request.config.whitening,
         "num_candidates": _num_candidates(request),
         "spectrum": request.spectrum and request.spectrum.name,
-        "spectra": _spectra_facts(spectra, request.config.damping),
-        "train_norms": request.train_norms.name,
+        "queries": request.queries.name,
         "factors": request.factors and request.factors.name,
+        "train_norms": request.train_norms.name,
+        "spectra": _spectra_facts(spectra, request.config.damping),
     }
+
+
+def mixing_weights(request: ScoreRequest) -> dict[str, float]:
+    """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+
+
+def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
+    further = {f"{request.method}@{_label(weight)}": weight for weight in request.config.mixing_weights}
+    return {request.method: chosen.value, **further}
 
 
 def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:
@@ -159,22 +170,8 @@ def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dic
 
 
 def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float) -> dict[str, Any]:
-    """R_train as a whole and block by block, R_eval as a whole; damping sits on R_train."""
-    facts: dict[str, Any] = {}
-    if "R_train" in spectra:
-        train = spectra["R_train"]
-        reports = {block: curvature.spectrum_report(values, damping=damping) for block, values in train.items()}
-        facts["R_train"] = {
-            **curvature.joint_report(list(reports.values())).facts(),
-            "blocks": {block: report.facts() for block, report in reports.items()},
-        }
-    if "R_eval" in spectra:
-        together = np.concatenate(list(spectra["R_eval"].values()))
-        facts["R_eval"] = {
-            "rank": int(np.sum(together > together.max() * len(together) * np.finfo(np.float64).eps)),
-            "effective_rank": curvature.effective_rank(together),
-        }
-    return facts
+    facts = {"R_train": train_facts(spectra["R_train"], damping)} if "R_train" in spectra else {}
+    return {**facts, "R_eval": eval_facts(spectra["R_eval"])} if "R_eval" in spectra else facts
 
 
 def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:

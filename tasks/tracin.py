@@ -12,7 +12,7 @@ from storage.matrices import read_arrays
 from storage.tables import read_table
 from tasks.curvature import ROWS_AT_ONCE
 from tasks.numerics.tracin import gradient_products
-from tasks.rankings import candidate_ids, rank_parts, write_ranking
+from tasks.rankings import rank_parts, read_candidates, write_ranking
 from tasks.stage import StageRequest, stage
 
 
@@ -25,13 +25,14 @@ class TracInRequest(StageRequest):
     """
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     method: str
     shards: tuple[tuple[Artifact, ...], ...]
     queries: tuple[Artifact, ...]
     unit_norm: bool
     top_k: int
+    tombstones: Artifact | None = None
 
     @property
     def label(self) -> str:
@@ -46,6 +47,7 @@ class TracInRequest(StageRequest):
             "queries": [queries.digest for queries in self.queries],
             "unit_norm": self.unit_norm,
             "top_k": self.top_k,
+            "tombstones": self.tombstones and self.tombstones.digest,
         }
 
 
@@ -53,9 +55,9 @@ class TracInRequest(StageRequest):
 def rank_by_tracin(request: TracInRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents by the sum over checkpoints."""
     query_ids = read_table(request.queries[0].path(request.index), QUERIES)["query_id"].to_list()
-    ranked = rank_parts(_scores(request), top_k=request.top_k)
-    ids = candidate_ids(request.shards[0], request.index)
-    write_ranking(draft, ranked, method=request.method, query_ids=query_ids, candidate_ids=ids)
+    candidates = read_candidates(request.shards[0], request.index, request.tombstones)
+    ranked = rank_parts(_scores(request), candidates.are_live, top_k=request.top_k)
+    write_ranking(draft, ranked, method=request.method, query_ids=query_ids, candidates=candidates)
     draft.facts |= {"num_checkpoints": len(request.queries), "unit_norm": request.unit_norm}
 
 
