@@ -1,18 +1,38 @@
-"""Queries to proponents and opponents: once per query set."""
+"""Queries to proponents and opponents: once per query set, as a flow, or from a notebook as a table.
 
+from flows import attribute
+
+frame = attribute("INDEX", [{"id": "q", "prompt": "The capital of France is", "completion": " Paris"}])
+attribute.collapse_duplicates(frame)                      # the best of each set of near-duplicates
+attribute.scores("INDEX", "queries.jsonl", ["doc-17"])    # of chosen documents
+attribute.by_column("INDEX", "queries.jsonl", "source")   # summed and mean influence of each source
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+import polars as pl
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import AttributeConfig
-from tasks.attribution import encode, rank, write_results
-from tasks.index import read_index
+from storage.queries import Query, read_queries
+from tasks.attribution import encode, rank, ranking_table, score_request, write_results
+from tasks.index import Index, read_index
+from tasks.retrieval import candidate_scores, collapse_duplicates, grouped_influence, with_texts
+from tasks.scores import ScoreConfig, ScoreRequest
 
 METHOD = "trackstar"
+ONE_AT_A_TIME = ThreadPoolTaskRunner(max_workers=1)
+
+Queries = str | Sequence[Mapping[str, Any]]
+
+__all__ = ["attribute", "by_column", "collapse_duplicates", "scores", "table"]
 
 
-@flow(name="attribute", flow_run_name="attribute {config.subject}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="attribute", flow_run_name="attribute {config.subject}", task_runner=ONE_AT_A_TIME)
 def attribute(config: AttributeConfig) -> dict[str, Any]:
     """Score every document of an index for every query; return the record of the run."""
     config.check()
@@ -21,3 +41,47 @@ def attribute(config: AttributeConfig) -> dict[str, Any]:
     encoded = encode(index, queries)
     ranking = rank(index, encoded, config.score, method=METHOD, dask=config.dask)
     return write_results(index, queries, encoded, [ranking], config.out)
+
+
+@flow(name="attribute-table", task_runner=ONE_AT_A_TIME, validate_parameters=False)
+def table(index: str, queries: Queries, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
+    """Proponents and opponents with their texts; ``settings`` are those of ``ScoreConfig``."""
+    opened, asked = read_index(index), _queries(queries)
+    config = ScoreConfig.model_validate(settings)
+    ranking = rank(opened, encode(opened, asked), config, method=METHOD, dask=dask)
+    return with_texts(ranking_table(ranking, opened), opened)
+
+
+@flow(name="attribute-scores", task_runner=ONE_AT_A_TIME, validate_parameters=False)
+def scores(
+    index: str, queries: Queries, candidate_ids: Sequence[str], *, dask: str = "local", **settings: Any
+) -> pl.DataFrame:
+    """query_id, method, candidate_id and score of chosen documents."""
+    return candidate_scores(_request(read_index(index), queries, settings, dask), candidate_ids)
+
+
+@flow(name="attribute-by-column", task_runner=ONE_AT_A_TIME, validate_parameters=False)
+def by_column(index: str, queries: Queries, column: str, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
+    """Number of documents, summed and mean influence for each value of a column that the index kept."""
+    return grouped_influence(_request(read_index(index), queries, settings, dask), column)
+
+
+def _request(index: Index, queries: Queries, settings: Mapping[str, Any], dask: str) -> ScoreRequest:
+    config = ScoreConfig.model_validate(settings)
+    return score_request(index, encode(index, _queries(queries)), config, method=METHOD, dask=dask)
+
+
+def _queries(queries: Queries) -> list[Query]:
+    if isinstance(queries, str):
+        return read_queries(queries)
+    return [Query.model_validate(query) for query in queries]
+
+
+class _Module(ModuleType):
+    """This module, callable: ``from flows import attribute`` can give nothing but the module that deployments name."""
+
+    def __call__(self, index: str, queries: Queries, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
+        return table(index, queries, dask=dask, **settings)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -55,6 +55,7 @@ def index(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the projections.")] = 0,
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     id_column: Annotated[str, typer.Option(help="Column with the id.")] = "id",
+    extra_columns: Annotated[str, typer.Option(help="Comma-separated columns to keep, to group influence by.")] = "",
     shard_size: Annotated[int, typer.Option(min=1, help="Documents of a task run.")] = 2048,
     token_budget: Annotated[int, typer.Option(min=16, help="Tokens of a batch.")] = 4096,
     context_tokens: Annotated[int | None, typer.Option(min=2, help="Longest window; default: the model's.")] = None,
@@ -81,6 +82,7 @@ def index(
                 "paths": corpus,
                 "text_column": text_column,
                 "id_column": id_column,
+                "extra_columns": [name.strip() for name in extra_columns.split(",") if name.strip()],
                 "shard_size": shard_size,
             },
             "model": {

@@ -80,9 +80,9 @@ class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    queries: Url | None = Field(None, title="Queries file", description=f"{QUERIES_HELP} Or type one query below.")
-    prompt: str | None = Field(None, title="Prompt", description="Instead of a file: what the model reads first.")
-    completion: str | None = Field(None, title="Completion", description="Instead of a file: what it then says.")
+    prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
+    completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
+    queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
@@ -90,7 +90,7 @@ class AttributeConfig(FlowConfig):
     @property
     def subject(self) -> str:
         """What a run of this is called: the checkpoint's index and what is asked."""
-        asked = name_of(self.queries) if self.queries else f"{self.prompt or ''}{self.completion or ''}"
+        asked = name_of(self.queries) if self.queries else f"{self.prompt}{self.completion}"
         return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
 
     def check(self) -> None:
@@ -104,7 +104,7 @@ class AttributeConfig(FlowConfig):
         Raises:
             InputError: Both were given, or neither, or the file is wrong.
         """
-        is_typed = self.completion is not None or self.prompt is not None
+        is_typed = bool(self.completion or self.prompt)
         if (self.queries is not None) == is_typed:
             raise InputError(
                 f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
@@ -113,9 +113,9 @@ class AttributeConfig(FlowConfig):
         return read_queries(self.queries) if self.queries is not None else [self._typed()]
 
     def _typed(self) -> Query:
-        if not (self.completion or "").strip():
+        if not self.completion.strip():
             raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
-        return Query(id="typed", prompt=self.prompt or "", completion=self.completion)
+        return Query(id="typed", prompt=self.prompt, completion=self.completion)
 
 
 class CompareConfig(AttributeConfig):

@@ -79,7 +79,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write proponents.parquet, proponents.jsonl and run.json, and show the proponents; return what run.json holds."""
     directory = location(out)
-    frame = pl.concat([read_table(ranking.path(str(index.path)), RANKING) for ranking in rankings])
+    frame = pl.concat([ranking_table(ranking, index) for ranking in rankings])
     texts = shard_texts(index.shard_paths, set(frame["candidate_id"].unique()))
     write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
     record = run_record(index, queries, encoded, rankings)
@@ -89,6 +89,10 @@ def write_results(
         if ranking.facts.get("spectra"):
             publish_spectrum(spectra_markdown(ranking.facts), method=ranking.facts["method"])
     return record
+
+
+def ranking_table(ranking: Artifact, index: Index) -> pl.DataFrame:
+    return read_table(ranking.path(str(index.path)), RANKING)
 
 
 def run_record(

@@ -36,6 +36,7 @@ class ShardRequest(StageRequest):
     shard: CorpusShard
     text_column: str = "text"
     id_column: str = "id"
+    extra_columns: tuple[str, ...] = ()
     dtype: StoreDtype = Field("float32", description="Precision of the store.")
 
     @property
@@ -47,7 +48,7 @@ class ShardRequest(StageRequest):
         return {
             "engine": self.engine.inputs(),
             "shard": self.shard.identity,
-            "columns": [self.text_column, self.id_column],
+            "columns": [self.text_column, self.id_column, *self.extra_columns],
             "dtype": self.dtype,
         }
 
@@ -55,7 +56,11 @@ class ShardRequest(StageRequest):
 def shard_requests(
     engine: EngineSpec, corpus: CorpusConfig, shards: Sequence[CorpusShard], *, dtype: StoreDtype
 ) -> list[ShardRequest]:
-    columns = {"text_column": corpus.text_column, "id_column": corpus.id_column}
+    columns = {
+        "text_column": corpus.text_column,
+        "id_column": corpus.id_column,
+        "extra_columns": corpus.extra_columns,
+    }
     return [ShardRequest(index=engine.index, engine=engine, shard=shard, dtype=dtype, **columns) for shard in shards]
 
 
@@ -72,7 +77,7 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
         draft.path, engine.block_dims, max_rows=request.shard.num_rows, chunk_rows=rows, dtype=request.dtype
     )
     tables, rejections = [], []
-    columns = {"text_column": request.text_column, "id_column": request.id_column}
+    columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
     with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
         for batch in read_documents(request.shard, batch_size=rows, **columns):
             table, rejected, vectors = _document_gradients(engine, batch.documents)
@@ -81,7 +86,9 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
             rejections += [batch.rejected, rejected]
             advance(len(batch.documents) + len(batch.rejected))
     writer.close()
-    documents = pl.concat(tables) if tables else _document_table(_no_documents(), [], np.zeros(0), engine)
+    documents = (
+        pl.concat(tables) if tables else _document_table(_no_documents(request.extra_columns), [], np.zeros(0), engine)
+    )
     quarantine = pl.concat(rejections).sort("row") if rejections else pl.DataFrame(schema=REJECTED_SCHEMA)
     write_table(draft.path / DOCUMENTS, documents)
     write_table(draft.path / QUARANTINE, quarantine)
@@ -103,15 +110,18 @@ def _document_gradients(
     kept = np.array([reason is None for reason in reasons], dtype=bool)
     table = _document_table(documents, sequences, losses, engine).filter(pl.Series(kept, dtype=pl.Boolean))
     rejected = documents.select("row", "id").with_columns(reason=pl.Series(reasons, dtype=pl.String))
-    return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), {n: v[kept] for n, v in vectors.items()}
+    if not kept.all():
+        vectors = {name: rows[kept] for name, rows in vectors.items()}
+    return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), vectors
 
 
 def _reasons(sequences: Sequence[Sequence[int]], losses: ndarray, vectors: dict[str, ndarray]) -> list[str | None]:
     """Why a document has no usable gradient, or None."""
     finite, nonzero = np.isfinite(losses), np.zeros(len(losses), dtype=bool)
     for rows in vectors.values():
-        finite &= np.isfinite(rows).all(axis=1)
-        nonzero |= (rows != 0).any(axis=1)
+        low, high = rows.min(axis=1), rows.max(axis=1)  # of NaN, NaN: two passes, and nothing as large as the rows
+        finite &= np.isfinite(low) & np.isfinite(high)
+        nonzero |= (low != 0) | (high != 0)
 
     def reason(index: int) -> str | None:
         if len(sequences[index]) < 2:
@@ -131,15 +141,15 @@ def _document_table(
         np.array([window.document for window in windows(lengths, context=engine.context)], dtype=np.int64),
         minlength=len(lengths),
     )
-    return documents.select("row", "id", "text").with_columns(
+    return documents.with_columns(
         num_tokens=pl.Series(lengths, dtype=pl.UInt32),
         num_windows=pl.Series(num_windows, dtype=pl.UInt32),
         loss=pl.Series(losses, dtype=pl.Float64),
     )
 
 
-def _no_documents() -> pl.DataFrame:
-    return pl.DataFrame(schema={"row": pl.UInt64, "id": pl.String, "text": pl.String})
+def _no_documents(extra_columns: Sequence[str]) -> pl.DataFrame:
+    return pl.DataFrame(schema={"row": pl.UInt64, **dict.fromkeys(("id", "text", *extra_columns), pl.String)})
 
 
 def chunk_rows(block_dims: Mapping[str, int]) -> int:

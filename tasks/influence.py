@@ -31,7 +31,7 @@ from tasks.tokens import tokenize_documents, tokenize_query
 from tasks.tombstones import read_tombstones
 
 LARGEST_WORK = 10**12  # parameters × tokens × queries: an hour or two on one core
-TOKENS_AT_ONCE = 512  # of a batch; with all queries' products in flight at once
+TOKENS_AT_ONCE = 128  # of a batch; the products of all queries are in flight at once, and fit in a cache so
 NUM_PROBES = 32
 
 

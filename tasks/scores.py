@@ -103,9 +103,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     spectra = _spectra(request, query_vectors)
     weight = _mixing_weight(request, spectra)
-    weights = {request.method: weight.value} | {
-        f"{request.method}@{_label(further)}": further for further in request.config.mixing_weights
-    }
+    weights = _method_weights(request, weight)
     ranked = _rank(request, query_vectors, tuple(weights.values()))
     write_table(draft.path / RANKING, _result_table(ranked, request, list(weights)))
     draft.facts |= {
@@ -125,6 +123,17 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "train_norms": request.train_norms.name,
         "spectra": _spectra_facts(spectra, request.config.damping),
     }
+
+
+def mixing_weights(request: ScoreRequest) -> dict[str, float]:
+    """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+
+
+def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
+    further = {f"{request.method}@{_label(weight)}": weight for weight in request.config.mixing_weights}
+    return {request.method: chosen.value, **further}
 
 
 def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:

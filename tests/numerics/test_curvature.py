@@ -71,3 +71,30 @@ def test_effective_rank_of_equal_eigenvalues_is_their_number():
 def test_mixing_weight_of_zero_gradients_is_refused():
     with pytest.raises(ValueError, match="R_eval is zero"):
         mixing.crossing_mixing_weight(np.ones(4), np.zeros(2), num_dims=4)
+
+
+def test_adding_and_subtracting_rows_in_place_gives_the_lower_triangle_of_the_gram_matrix():
+    phi = np.random.default_rng(6).normal(size=(90, 7)).astype(np.float32)
+    total = curvature.empty_gram(7)
+    for rows, sign in ((phi[:50], 1.0), (phi[50:], 1.0), (phi[10:20], -1.0)):
+        total = curvature.add_gram(total, rows, sign=sign)
+    kept = np.delete(phi, np.arange(10, 20), axis=0).astype(np.float64)
+    np.testing.assert_allclose(total, np.tril(kept.T @ kept), atol=1e-12)
+
+
+def test_a_spectrum_report_counts_what_damping_decides():
+    report = curvature.spectrum_report(np.array([6.0, 2.0, 0.0, 0.0]), damping=0.5)  # δ = 1
+    assert (report.num_dims, report.rank, report.condition) == (4, 2, 7.0)
+    assert report.effective_dimension == pytest.approx(6 / 7 + 2 / 3)
+    assert report.damping_share == pytest.approx(1 - (6 / 7 + 2 / 3) / 4)
+    singular = curvature.spectrum_report(np.array([6.0, 2.0, 0.0, 0.0]), damping=0.0)
+    assert (singular.effective_dimension, singular.facts()["condition"]) == (2.0, None)
+    joint = curvature.joint_report([report, singular])
+    assert (joint.num_dims, joint.rank, joint.condition) == (8, 4, np.inf)
+
+
+def test_the_spectrum_of_R_eval_is_that_of_its_dense_matrix():
+    rng = np.random.default_rng(7)
+    queries = [rng.normal(size=(3, d)).astype(np.float32) for d in (5, 2)]
+    dense = [np.linalg.eigvalsh(q.astype(np.float64).T @ q / 3)[::-1][:3] for q in queries]
+    np.testing.assert_allclose(mixing.eval_spectrum(queries), np.concatenate(dense), atol=1e-6)

@@ -86,3 +86,46 @@ def test_mixing_weight_of_one_is_refused():
     train, queries = _random_blocks(rng, num_train=10, num_queries=2, dims=[4])
     with pytest.raises(ValueError, match="less than 1"):
         _fast(train, queries, mixing_weight=1.0, damping=0.1)
+
+
+def _by_readout(train, queries, *, mixing_weights, damping):
+    """Scores [l n q] as the pass over a float32 store computes them, and how many rows were float64."""
+    factors = [curvature.damped_factor(curvature.gram(t) / len(t), damping=damping) for t in train]
+    bases = [scores.query_basis(C, q) for C, q in zip(factors, queries, strict=True)]
+    norms = [curvature.squared_norms(curvature.whiten(C, t)) for C, t in zip(factors, train, strict=True)]
+    coordinates = [
+        scores.Readout(basis)(t, train_norms=psi, norms=curvature.squared_norms(t))
+        for basis, t, psi in zip(bases, train, norms, strict=True)
+    ]
+    exact = sum(
+        int((np.abs(c - t.astype(np.float64) @ b.readout) < 1e-12).all(axis=1).sum())  # float32 leaves 1e-7
+        for c, t, b in zip(coordinates, train, bases, strict=True)
+    )
+    stacked = np.stack(norms, axis=1)
+    return scores.influences(coordinates, stacked, bases, mixing_weights=mixing_weights, unit_norm=True), exact
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    damping=st.sampled_from([1e-8, 1e-4, 0.1, 10.0]),
+    num_queries=st.integers(1, 12),
+)
+def test_float32_products_move_no_score_by_more_than_they_may_at_any_mixing_weight(seed, damping, num_queries):
+    rng = np.random.default_rng(seed)
+    train, queries = _random_blocks(rng, num_train=40, num_queries=num_queries, dims=[30, 24])
+    train, queries = ([block.astype(np.float32) for block in blocks] for blocks in (train, queries))
+    queries[0][0], queries[1][0] = train[0][0], train[1][0]  # a candidate in the span of the queries
+    weights = [0.0, 0.5, 0.9, 0.999]
+    found, _ = _by_readout(train, queries, mixing_weights=weights, damping=damping)
+    for weight, got in zip(weights, found, strict=True):
+        expected = reference.influence(train, queries, mixing_weight=weight, damping=damping)
+        np.testing.assert_allclose(got, expected, atol=scores.SCORE_ROUNDING)
+
+
+def test_rows_are_float64_only_where_it_shows():
+    rng = np.random.default_rng(1)
+    train = [rng.normal(size=(300, 256)).astype(np.float32)]
+    queries = [np.concatenate([train[0][:1], rng.normal(size=(3, 256)).astype(np.float32)])]
+    _, exact = _by_readout(train, queries, mixing_weights=[0.9], damping=0.1)
+    assert exact == 1  # the candidate that is a query

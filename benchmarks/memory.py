@@ -1,0 +1,99 @@
+"""Claim: ten times the documents take no more memory, in any stage over the store.
+
+    python benchmarks/memory.py [--documents 4096] [--blocks 4] [--dims 1024] [--dask-workers 1]
+
+Each stage runs in a process of its own, forked after everything was imported; reported is its peak resident memory, and
+what of it lies above the process before the stage.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dask
+from upath import UPath
+
+from benchmarks.random_index import blocks, random_queries, random_shards
+from storage.manifest import Artifact
+from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+from tasks.stage import Stage, StageRequest, build
+from tasks.whitening import (
+    FactorRequest,
+    SpectrumRequest,
+    TrainNormsRequest,
+    write_factors,
+    write_spectrum,
+    write_train_norms,
+)
+
+FORK = multiprocessing.get_context("fork")
+MIB = 1024  # ru_maxrss is in KiB
+
+
+def apart(action: Callable[[], Artifact]) -> tuple[Artifact, float, float]:
+    """What an action gives, and the resident memory of a process of its own before and at the peak, in MiB."""
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+        sender.send((action(), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB))
+
+    process = FORK.Process(target=run)
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def peaks(index: UPath, num_documents: int, block_dims: dict[str, int]) -> dict[str, tuple[float, float]]:
+    """Per stage, its memory before and at the peak."""
+    found: dict[str, tuple[float, float]] = {}
+    shards, *_ = apart(lambda: random_shards(index, num_documents=num_documents, block_dims=block_dims))
+    queries, *_ = apart(lambda: random_queries(index, 16, block_dims))
+    common = {"index": str(index), "shards": shards}
+
+    def stage(which: Stage, request: StageRequest) -> Artifact:
+        artifact, before, peak = apart(lambda: build(which.body, request))
+        found[request.kind] = before, peak
+        return artifact
+
+    R = stage(write_autocorrelation, AutocorrelationRequest(**common))
+    factors = stage(write_factors, FactorRequest(index=str(index), autocorrelation=R, damping=0.1))
+    spectrum = stage(write_spectrum, SpectrumRequest(autocorrelation=R, **common))
+    norms = stage(write_train_norms, TrainNormsRequest(factors=factors, **common))
+    whitening = {"factors": factors, "spectrum": spectrum, "train_norms": norms, **common}
+    stage(rank_candidates, ScoreRequest(method="trackstar", config=ScoreConfig(), queries=queries, **whitening))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=4096)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--dims", type=int, default=1024)
+    parser.add_argument("--dask-workers", type=int, default=1)
+    options = parser.parse_args()
+    block_dims = blocks(options.blocks, options.dims)
+    with dask.config.set(num_workers=options.dask_workers):
+        runs = []
+        for count in (options.documents, 10 * options.documents):
+            with tempfile.TemporaryDirectory() as directory:
+                runs.append(peaks(UPath(directory), count, block_dims))
+    few, many = runs
+    counts = f"{options.documents:,} documents | {10 * options.documents:,} documents"
+    print(f"| stage, peak MiB | {counts} | ratio | above the start, MiB |\n|---|---|---|---|---|")
+    for kind, (before, peak) in few.items():
+        more_before, more = many[kind]
+        print(
+            f"| {kind} | {peak:.0f} | {more:.0f} | {more / peak:.2f} | {peak - before:.0f} → {more - more_before:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
