@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-integration bench bench-facts lint clean
+.PHONY: install demo test test-integration bench bench-lds bench-facts lint clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,9 @@ test-integration: install
 
 bench: install
 	$(BIN)/python benchmarks/index_cost.py
+
+bench-lds: install
+	$(BIN)/python benchmarks/retraining.py --out build/lds --without influence --removal-queries 8
 
 bench-facts: install
 	$(BIN)/python -m benchmarks.facts --out build/facts --results build/facts/facts.md

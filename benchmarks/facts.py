@@ -39,7 +39,10 @@ from tasks.evaluation import Estimate, Metrics, evaluate
 from tasks.tail_patch import TailPatchConfig
 from tasks.training import TrainingConfig
 
-METHODS = ("trackstar", "train_only", "no_whitening", "no_unit_norm", "bm25", "random")
+METHODS = (
+    "trackstar", "train_only", "no_whitening", "no_unit_norm", "no_v", "trak", "grad_dot", "grad_cosine", "bm25",
+    "hybrid", "random",
+)  # fmt: skip
 TRAINING = TrainingConfig(vocabulary_size=4096, hidden_size=128, intermediate_size=384, num_layers=3, num_epochs=16)
 GRADIENT = GradientConfig(projection_dim=32)
 NUM_TRAINED_ON = 10  # proponents of each query and method

@@ -1,6 +1,6 @@
 """Claim: facts that a pretrained model is taught by fine-tuning can be traced to the sentences that taught them.
 
-    python -m benchmarks.facts_smollm2 --checkpoint DIR [--out DIR] [--epochs 8] [--results FILE]
+    python -m benchmarks.facts_smollm2 --checkpoint DIR [--out DIR] [--epochs 4] [--results FILE]
 
 Films that do not exist and their directors: no model knows them beforehand. Some dozens are stated 1, 2, 4 or 8 times
 in paraphrases, among decoys and among other films in the phrasing of the queries; the checkpoint is fine-tuned on that,
@@ -35,6 +35,7 @@ from tasks.demo_corpus import Document
 from tasks.engine import GradientConfig
 from tasks.scores import ScoreConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 from tasks.training import OPTIMIZER_FILE, completion_probabilities
 
 FREQUENCIES = (1, 2, 4, 8)
@@ -121,13 +122,13 @@ def fine_tune(
 
 
 @flow(name="films", task_runner=ThreadPoolTaskRunner(max_workers=1))
-def trace_films(checkpoint: str, corpus_file: str, queries_file: str, out: str) -> None:
+def trace_films(checkpoint: str, queries_file: str, out: str, methods: tuple[str, ...], num_trained_on: int) -> None:
     """Index the fine-tuning corpus and compare the methods on what the model was taught."""
     index(
         IndexConfig(
             checkpoint=checkpoint,
             index=f"{out}/index",
-            corpus=CorpusConfig(paths=(corpus_file,)),
+            corpus=CorpusConfig(paths=(f"{out}/corpus/corpus.jsonl",)),
             gradient=GradientConfig(projection_dim=32),
         )
     )
@@ -136,9 +137,10 @@ def trace_films(checkpoint: str, corpus_file: str, queries_file: str, out: str) 
             index=f"{out}/index",
             queries=queries_file,
             out=f"{out}/results",
-            methods=METHODS,
+            methods=methods,
             score=ScoreConfig(top_k=100, damping=1.0),  # a few hundred documents for a block's 1,024 dimensions
-            tail_patch=TailPatchConfig(num_proponents=5, learning_rate=1e-5),
+            tail_patch=TailPatchConfig(num_proponents=num_trained_on, learning_rate=1e-5),
+            token_influence=TokenInfluenceConfig(num_proponents=0),  # a pass a document, which here is minutes
         )
     )
 
@@ -177,21 +179,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="SmolLM2-135M as a Hugging Face directory.")
     parser.add_argument("--out", type=Path, default=Path("build/facts_smollm2"), help="Everything goes below it.")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--methods", default=",".join(METHODS), help="Comma-separated; differences are to the first.")
+    parser.add_argument("--tail-patch", type=int, default=5, help="Proponents to train on, per query and method.")
     parser.add_argument("--results", type=Path, help="A file for the page, which is printed too.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     out = arguments.out.absolute()
     corpus = build_films_corpus()
-    corpus_file, queries_file = write_facts_corpus(corpus, out / "corpus")
+    _, queries_file = write_facts_corpus(corpus, out / "corpus")
     if not (out / "checkpoint" / OPTIMIZER_FILE).exists():
         options = {"num_epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
         for line in fine_tune(arguments.checkpoint, corpus, out / "checkpoint", **options):
             print(line, flush=True)
-    trace_films(str(out / "checkpoint"), str(corpus_file), str(queries_file), str(out))
+    methods = tuple(arguments.methods.split(","))
+    trace_films(str(out / "checkpoint"), str(queries_file), str(out), methods, arguments.tail_patch)
     outcome = read_outcome(out / "results", queries_file, corpus.frequencies)
-    command = f"python -m benchmarks.facts_smollm2 --epochs {arguments.epochs}"
+    command = f"python -m benchmarks.facts_smollm2 --epochs {arguments.epochs} --methods {arguments.methods}"
     page = markdown(outcome, corpus, command=command)
     print(page)
     if arguments.results:

@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import StateType
 
 TAG = "trackstar"  # every deployment in prefect.yaml carries it; other projects' runs are left alone
 SILENCE_S = 90  # three heartbeats: prefect.yaml has its workers' runs send one every 30 s
+SETTLING_S = 30
 ATTEMPTS = 4  # a run that takes its machine down with it must not do so for ever
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -38,17 +39,22 @@ def silent_runs_have_crashed() -> AutomationCore:
 
 
 def crashed_runs_go_on() -> AutomationCore:
-    """A crashed run waits for a worker again, unless it has crashed ``ATTEMPTS`` times."""
+    """A run still crashed after ``SETTLING_S`` waits for a worker again, unless it has crashed ``ATTEMPTS`` times.
+
+    Not at once: a worker reports a lost process twice, and the second report would crash the attempt that follows.
+    """
     trigger = EventTrigger(
-        expect={CRASHED},
+        after={CRASHED},
+        expect={f"prefect.flow-run.{name}" for name in ("AwaitingRetry", "Scheduled", "Pending", "Running")},
         match={
             "prefect.resource.id": "prefect.flow-run.*",
             "prefect.run-count": [str(count) for count in range(ATTEMPTS)],
         },
         match_related=_of_this_project(),
         for_each={"prefect.resource.id"},
-        posture=Posture.Reactive,
+        posture=Posture.Proactive,
         threshold=1,
+        within=timedelta(seconds=SETTLING_S),
     )
     retry = ChangeFlowRunState(
         state=StateType.SCHEDULED, name="AwaitingRetry", message="its process was lost; finished shards are kept"

@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
-SPREAD_OPTIONS = ("--corpus", "--ids")  # that take several words
+SPREAD_OPTIONS = ("--corpus", "--ids", "--also-checkpoints")  # that take several words
 
 # Prefect without a server: generous for a busy machine, silent towards the network.
 PREFECT_DEFAULTS = {
@@ -159,6 +159,11 @@ def compare(
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
     token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
+    also_checkpoints: Annotated[
+        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
+    ] = None,
+    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -174,6 +179,9 @@ def compare(
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
         "token_influence": {"num_proponents": token_influence},
+        "also_checkpoints": also_checkpoints or [],
+        "dense_encoder": dense_encoder,
+        "influence": {"damping": influence_damping},
         "dask": dask,
     }
     if methods:

@@ -8,9 +8,10 @@ from tasks.artifacts import publish_metrics
 from tasks.attribution import encode, write_results
 from tasks.comparison import Measured, write_comparison
 from tasks.evaluation import Metrics
+from tasks.evidence import labelled
 from tasks.explanation import ExplanationConfig, explain
 from tasks.index import read_index
-from tasks.methods import rank_by
+from tasks.methods import Comparison
 from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 
 
@@ -18,12 +19,11 @@ from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
     config.check()
-    queries = config.asked()
     index = read_index(config.index)
+    queries = labelled(config.asked(), index)
     encoded = encode(index, queries)
-    rankings = tuple(
-        rank_by(method, index, queries, encoded, config=config.score, dask=config.dask) for method in config.methods
-    )
+    comparison = Comparison(index, queries, encoded, config.settings)
+    rankings = tuple(comparison.rank_by(method) for method in config.methods)
     run = write_results(index, queries, encoded, rankings, config.out)
     patch = TailPatchRequest(
         index=config.index,

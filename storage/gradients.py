@@ -72,7 +72,10 @@ class GradientWriter:
 
     def append(self, vectors: Mapping[str, ndarray]) -> None:
         """Add the next rows of every block."""
-        self._pending = {name: np.concatenate([held, vectors[name]]) for name, held in self._pending.items()}
+        self._pending = {
+            name: np.concatenate([held, vectors[name]]) if len(held) else vectors[name]
+            for name, held in self._pending.items()
+        }
         self._flush((self.num_rows - self._num_written) // self._chunk_rows * self._chunk_rows)
 
     def close(self) -> None:

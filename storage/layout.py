@@ -10,6 +10,8 @@
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
       factors/<digest>/              factors.zarr: the Cholesky factor of R_train of each block, at one damping
       train_norms/<digest>/          <shard>.safetensors: ‖R_train^(-1/2) φ‖² and ‖φ‖² of every document, at one damping
+      plain_shards/<digest>/         gradients.zarr without V, documents.parquet: only for methods that need them
+      embeddings/<digest>/           embeddings.safetensors: of each document, by a sentence encoder
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
       token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
@@ -46,6 +48,8 @@ SPECTRUM = "spectrum.safetensors"
 
 QUERIES = "queries.parquet"
 QUERY_VECTORS = "vectors.safetensors"
+
+EMBEDDINGS = "embeddings.safetensors"
 
 RANKING = "ranking.parquet"
 TAIL_PATCH = "tail_patch.parquet"

@@ -9,6 +9,7 @@ read for every query set. A tile that is missing on or below the diagonal would 
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 import numpy as np
 import zarr
@@ -20,6 +21,7 @@ from storage.errors import CorruptionError
 from storage.gradients import zarr_store
 
 TILE = 512
+FLOAT64_BYTES, CHECKSUM_BYTES = 8, 4
 
 
 def create_triangles(path: UPath) -> None:
@@ -44,6 +46,13 @@ def write_lower(path: UPath, block: str, matrix: ndarray) -> None:
     )
     for start, stop in _bounds(num_dims, tile):
         array[start:stop, :stop] = matrix[start:stop, :stop]
+
+
+def lower_bytes(num_dims: int) -> int:
+    """What a block's tiles take on disk."""
+    tile = min(TILE, num_dims)
+    num_panels = ceil(num_dims / tile)
+    return num_panels * (num_panels + 1) // 2 * (tile**2 * FLOAT64_BYTES + CHECKSUM_BYTES)
 
 
 def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None = None) -> ndarray:

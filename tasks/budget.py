@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -21,9 +21,10 @@ from upath import UPath
 from storage.corpus import CorpusShard, plan_shards
 from storage.gradients import StoreDtype
 from storage.layout import location
+from storage.triangles import lower_bytes
 from tasks.checkpoint import ModelConfig, read_checkpoint
 from tasks.corpus import CorpusConfig
-from tasks.curvature import LARGEST_BLOCK_DIMS, ROWS_AT_ONCE
+from tasks.curvature import LARGEST_BLOCK_DIMS, ROWS_AT_ONCE, CurvatureConfig
 from tasks.engine import Engine, EngineSpec, GradientConfig, model_blocks, open_engine
 from tasks.gradients import chunk_rows
 from tasks.numerics import curvature
@@ -42,7 +43,7 @@ from tasks.tokens import tokenize_documents
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 HELD_CHUNKS = 3  # of every block: what the engine returns, what the writer holds, and the two joined
-HELD_MATRICES = 3  # [d d] of a block that is reduced: the sum, one addend, what is written
+HELD_MATRICES = 2  # [d d] of a block that is reduced: the sum, and what is read and written beside it
 
 
 class BudgetRequest(BaseModel):
@@ -55,6 +56,7 @@ class BudgetRequest(BaseModel):
     model: ModelConfig
     gradient: GradientConfig
     second_moment: SecondMomentConfig
+    curvature: CurvatureConfig = CurvatureConfig()
     store_dtype: StoreDtype
 
     @property
@@ -117,7 +119,9 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
         probe = probe_indexing(spec, documents, num_tokens=lengths, dtype=request.store_dtype, clock=clock)
     dims = probe.block_dims
     num_tokens, num_tokens_error = _total_tokens(lengths, num_documents=_num_rows(shards))
-    reduction_s, reduction_disk, reduction_memory = _reduction(dims, num_documents=_num_rows(shards), clock=clock)
+    num_summed = min(request.curvature.sample or _num_rows(shards), _num_rows(shards))
+    reduction = _reduction(dims, num_documents=num_summed, clock=clock)
+    num_sums = 0 if request.curvature.sample else len(shards) / request.curvature.group_shards
     return Budget(
         num_documents=_num_rows(shards),
         num_tokens=num_tokens,
@@ -128,14 +132,15 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
             "loading the model": loading_s,
             "second moment": second_moment_s,
             "gradients": probe.seconds * num_tokens / probe.num_tokens,
-            "R_train": reduction_s,
+            "R_train": reduction.seconds,
         },
         disk_bytes={
             "second moment": second_moment_bytes,
             **_shards_disk(shards, probe, dtype=request.store_dtype),
-            "R_train": reduction_disk,
+            "R_train": reduction.disk_bytes,
+            "sums kept of runs of shards": round(num_sums * reduction.disk_bytes),
         },
-        memory_bytes=max(peak_memory_bytes() + _chunks_to_come(probe, shards), loaded_bytes + reduction_memory),
+        memory_bytes=max(peak_memory_bytes() + _chunks_to_come(probe, shards), loaded_bytes + reduction.memory_bytes),
     )
 
 
@@ -184,21 +189,27 @@ def _chunks_to_come(probe: Probe, shards: Sequence[CorpusShard]) -> int:
     return HELD_CHUNKS * FLOAT32_BYTES * max(0, rows - probe.num_documents) * sum(probe.block_dims.values())
 
 
-def _reduction(block_dims: Mapping[str, int], *, num_documents: int, clock: Clock) -> tuple[float, int, int]:
-    """Seconds, bytes on disk and bytes in memory of R_train, from one product of random rows."""
+class _Reduction(NamedTuple):
+    seconds: float
+    disk_bytes: int
+    memory_bytes: int
+
+
+def _reduction(block_dims: Mapping[str, int], *, num_documents: int, clock: Clock) -> _Reduction:
+    """What R_train takes, from one product of random rows; nothing where blocks are too large for one."""
     dims = list(block_dims.values())
     if max(dims) > LARGEST_BLOCK_DIMS:
-        return 0.0, 0, 0
+        return _Reduction(0.0, 0, 0)
     rows = np.random.default_rng(0).standard_normal((min(ROWS_AT_ONCE, num_documents), max(dims)), dtype=np.float32)
-    curvature.gram(rows[:1])
+    total = curvature.add_gram(curvature.empty_gram(max(dims)), rows[:1])
     started = clock()
     with threadpool_limits(1, user_api="blas"):
-        curvature.gram(rows)
+        curvature.add_gram(total, rows)
     a_row_and_dim_s = (clock() - started) / len(rows) / max(dims) ** 2
     at_once = min(os.cpu_count() or 1, len(dims))
-    matrix_bytes = [FLOAT64_BYTES * d**2 for d in dims]
     seconds = a_row_and_dim_s * num_documents * sum(d**2 for d in dims) / at_once
-    return seconds, sum(matrix_bytes), at_once * HELD_MATRICES * max(matrix_bytes)
+    memory_bytes = at_once * HELD_MATRICES * FLOAT64_BYTES * max(dims) ** 2
+    return _Reduction(seconds, sum(map(lower_bytes, dims)), memory_bytes)
 
 
 def _num_rows(shards: Sequence[CorpusShard]) -> int:

@@ -14,6 +14,7 @@ from storage.results import read_proponents, write_atomically, write_json, write
 from storage.tables import read_table
 from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
+from tasks.evidence import evidence_sources
 from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
@@ -40,7 +41,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
     if changes is not None:
         with write_atomically(directory / TAIL_PATCH) as file:
             changes.write_parquet(file)
-    metrics = evaluate(frame, queries, tail_patch=changes)
+    metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
     data = ReportData(
         model=index.engine.checkpoint.name,
@@ -52,7 +53,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
         metrics=metrics,
         tail_patch=changes,
         facts=_facts(index, run, tail_patch),
-        costs=method_costs(index.path, encoded, rankings),
+        costs=method_costs(index.path, rankings),
         curvature=_curvature(index, encoded, run),
         explanation=read_explanation(index, explained),
         num_quarantined=index.total("num_quarantined"),
@@ -101,5 +102,23 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         mixing_weight=weight,
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
+        facts=_spectrum_facts(facts),
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
     )
+
+
+def _spectrum_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What R_train and R_eval can tell apart, and how much of it damping decides."""
+    shown: dict[str, str | int | float] = {}
+    if facts["limited_by"] is not None:
+        shown["Crossing limited by"] = f"{facts['limited_by']}, instead of component {facts['wanted_index']:,}"
+    for name, report in facts["spectra"].items():
+        dims = f" of {report['num_dims']:,}" if "num_dims" in report else ""
+        shown[f"Rank of {name}"] = f"{report['rank']:,}{dims}"
+        shown[f"Effective rank of {name}"] = report["effective_rank"]
+        if "damping_share" in report:
+            condition = report["condition"]
+            shown["Condition number, damped"] = "infinite" if condition is None else f"{condition:.3g}"
+            shown["Effective dimension at this damping"] = round(report["effective_dimension"])
+            shown["Share that damping decides"] = f"{report['damping_share']:.1%}"
+    return shown

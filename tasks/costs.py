@@ -15,11 +15,11 @@ from storage.layout import COST
 from storage.manifest import Artifact
 from storage.results import read_json, write_json
 
-TIMED_KINDS = frozenset({"queries", "train_norms", "spectrum", "rankings"})
+TIMED_KINDS = frozenset({"queries", "factors", "train_norms", "spectrum", "rankings"})
 SECONDS = "seconds"
 
 QUERY_GRADIENTS = "query gradients, s"
-CORPUS_STATISTICS = "norms and spectrum, s"
+CORPUS_STATISTICS = "factors, norms and spectrum, s"
 SCORES = "scores, s"
 SUM = "together, s"
 STEPS = (QUERY_GRADIENTS, CORPUS_STATISTICS, SCORES, SUM)
@@ -42,16 +42,16 @@ def seconds(directory: UPath) -> float | None:
         return None
 
 
-def method_costs(index: UPath, encoded: Artifact, rankings: Sequence[Artifact]) -> dict[str, dict[str, float]]:
+def method_costs(index: UPath, rankings: Sequence[Artifact]) -> dict[str, dict[str, float]]:
     """Per method, the seconds of each step it needs for a query set once there is an index: what it takes by itself."""
-    return {ranking.facts["method"]: _method_cost(index, encoded, ranking) for ranking in rankings}
+    return {ranking.facts["method"]: _method_cost(index, ranking) for ranking in rankings}
 
 
-def _method_cost(index: UPath, encoded: Artifact, ranking: Artifact) -> dict[str, float]:
+def _method_cost(index: UPath, ranking: Artifact) -> dict[str, float]:
     steps: Mapping[str, Sequence[str | None]] = {SCORES: [ranking.name]}
     if "whitening" in ranking.facts:  # a method that scores gradients
-        statistics = [ranking.facts.get("train_norms"), ranking.facts.get("spectrum")]
-        steps = {QUERY_GRADIENTS: [encoded.name], CORPUS_STATISTICS: statistics, **steps}
+        statistics = [ranking.facts.get(name) for name in ("factors", "train_norms", "spectrum")]
+        steps = {QUERY_GRADIENTS: [ranking.facts.get("queries")], CORPUS_STATISTICS: statistics, **steps}
     took = {step: [seconds(index / name) for name in names if name] for step, names in steps.items()}
     known = {step: round(sum(parts), 2) for step, parts in took.items() if parts and None not in parts}
     return {**known, SUM: round(sum(known.values()), 2)} if len(known) == len(steps) > 1 else known

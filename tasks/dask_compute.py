@@ -1,5 +1,6 @@
 """Where the reduction and the scoring run: Dask in this process, on processes of this machine, or on a cluster."""
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ def connect(where: str) -> Iterator[Client]:
     Raises:
         InputError: No scheduler answers at the address.
     """
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it logs every connection that opens and closes
     if where == PROCESSES:
         with LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
             yield client

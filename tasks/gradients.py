@@ -110,15 +110,18 @@ def _document_gradients(
     kept = np.array([reason is None for reason in reasons], dtype=bool)
     table = _document_table(documents, sequences, losses, engine).filter(pl.Series(kept, dtype=pl.Boolean))
     rejected = documents.select("row", "id").with_columns(reason=pl.Series(reasons, dtype=pl.String))
-    return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), {n: v[kept] for n, v in vectors.items()}
+    if not kept.all():
+        vectors = {name: rows[kept] for name, rows in vectors.items()}
+    return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), vectors
 
 
 def _reasons(sequences: Sequence[Sequence[int]], losses: ndarray, vectors: dict[str, ndarray]) -> list[str | None]:
     """Why a document has no usable gradient, or None."""
     finite, nonzero = np.isfinite(losses), np.zeros(len(losses), dtype=bool)
     for rows in vectors.values():
-        finite &= np.isfinite(rows).all(axis=1)
-        nonzero |= (rows != 0).any(axis=1)
+        low, high = rows.min(axis=1), rows.max(axis=1)  # of NaN, NaN: two passes, and nothing as large as the rows
+        finite &= np.isfinite(low) & np.isfinite(high)
+        nonzero |= (low != 0) | (high != 0)
 
     def reason(index: int) -> str | None:
         if len(sequences[index]) < 2:

@@ -11,7 +11,7 @@ from tasks.costs import STEPS
 from tasks.pages import asset, csp_source, page_template
 from tasks.plots import spectrum_plot
 from tasks.report_data import Curvature, Explanation, Prediction, ReportData
-from tasks.report_metrics import METRIC_TEXTS, metric_columns, step_effects
+from tasks.report_metrics import EVIDENCE_TEXTS, METRIC_TEXTS, metric_columns, step_effects
 from tasks.report_views import QueryView, ordered_methods, query_views
 
 __all__ = ["Curvature", "Explanation", "Prediction", "ReportData", "render_report"]
@@ -31,6 +31,7 @@ def render_report(data: ReportData) -> str:
         methods=ordered_methods(data.proponents),
         metric_columns=[] if data.metrics is None else metric_columns(data.metrics),
         metric_labels={name: label for name, (label, _) in METRIC_TEXTS.items()},
+        evidence_texts=EVIDENCE_TEXTS,
         cost_labels=_cost_labels(data),
         spectrum=curvature and spectrum_plot(curvature.spectra, crossing=curvature.crossing),
         step_effects=step_effects(data),

@@ -30,12 +30,14 @@ class Curvature:
         mixing_weight: λ of R = λ R_eval + (1-λ) R_train.
         damping: Unitless, relative to the mean eigenvalue of R_train.
         crossing: The component at which the weighted spectra cross.
+        facts: What the spectra say about R_train and R_eval, as label to value.
         spectra: Name (``λ R_eval``, ``(1-λ) R_train``) to values, all blocks together, in any order.
     """
 
     mixing_weight: float | None = None
     damping: float | None = None
     crossing: int | None = None
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 

@@ -11,6 +11,11 @@ from tasks.numerics.metrics import bootstrap_interval
 from tasks.plots import Axis, shared_axis
 from tasks.report_data import ReportData
 
+EVIDENCE_TEXTS = {
+    "relevant_ids": "the queries’ own relevant ids",
+    "aliases": "the answer, or another name of it, found in the passage",
+}
+
 METRIC_TEXTS = {
     "mrr": ("MRR", "mean of 1 / rank of the first passage that states the fact; 0 where none was retrieved"),
     "hit_at_10": ("Hit@10", "share of queries with a passage that states the fact among the first ten"),

@@ -107,7 +107,9 @@ def count_scores(request: HistogramRequest, draft: Draft) -> None:
 
 def _counting(request: HistogramRequest, query_ids: Sequence[str]) -> _Counting:
     """Bins reach from a query's first opponent to its first proponent."""
-    first = read_table(request.ranking.path(request.index), RANKING).filter(pl.col("rank") == 1)
+    method = request.ranking.facts["method"]  # a sweep of λ has others beside it
+    ranked = read_table(request.ranking.path(request.index), RANKING)
+    first = ranked.filter((pl.col("method") == method) & (pl.col("rank") == 1))
     ends = {
         kind: dict(first.filter(pl.col("kind") == kind).select("query_id", "score").iter_rows())
         for kind in (OPPONENT, PROPONENT)

@@ -118,6 +118,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "whitening": request.config.whitening,
         "num_candidates": _num_candidates(request),
         "spectrum": request.spectrum and request.spectrum.name,
+        "queries": request.queries.name,
         "factors": request.factors and request.factors.name,
         "train_norms": request.train_norms.name,
         "spectra": _spectra_facts(spectra, request.config.damping),

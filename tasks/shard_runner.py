@@ -10,6 +10,8 @@ The bytes are the same. A lost worker takes nothing with it but the shard it was
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 
@@ -34,5 +36,12 @@ def shard_runner(where: str) -> Iterator[TaskRunner | None]:
     if where == LOCAL:
         yield None
         return
-    with connect(where) as client, DaskTaskRunner(address=client.scheduler.address) as runner:
+    with connect(where) as client, _server_for_all(), DaskTaskRunner(address=client.scheduler.address) as runner:
         yield runner
+
+
+@contextmanager
+def _server_for_all() -> Iterator[None]:
+    """Workers report to the server of this flow run; without an address each would start one of its own."""
+    with temporary_settings({PREFECT_API_URL: str(FlowRunContext.get().client.api_url)}):
+        yield

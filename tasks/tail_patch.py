@@ -81,11 +81,12 @@ def _changes(
 ) -> pl.DataFrame:
     texts = shard_texts(request.shard_paths, set(queries_of))
     documents = tokenize_documents(engine.tokenizer, [texts[candidate] for candidate in queries_of])
-    by_id = {query.id: query for query in request.queries}
+    row_of = {query.id: row for row, query in enumerate(request.queries)}
     measured = probability_changes(
         engine.model,
         [torch.tensor(ids[: engine.context], device=engine.device) for ids in documents],
-        [_query_batch(engine, [by_id[query_id] for query_id in ids]) for ids in queries_of.values()],
+        _query_batch(engine, request.queries),
+        asked=[[row_of[query_id] for query_id in ids] for ids in queries_of.values()],
         scales=dense_scales(engine.model, request.engine, device=engine.device),
         learning_rate=request.config.learning_rate,
     )

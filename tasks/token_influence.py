@@ -96,7 +96,8 @@ class _Readouts(NamedTuple):
 @stage
 def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     """Write query_id, candidate_id, position, start, stop, share: the shares of a proponent's tokens are its score."""
-    ranking = read_table(request.ranking.path(request.index), RANKING)
+    method = request.ranking.facts["method"]  # a sweep of λ has others beside it
+    ranking = read_table(request.ranking.path(request.index), RANKING).filter(pl.col("method") == method)
     wanted = ranking.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= request.config.num_proponents))
     queries_of = dict(wanted.group_by("candidate_id", maintain_order=True).agg("query_id").iter_rows())
     texts = shard_texts(request.shard_paths, set(queries_of))
@@ -111,7 +112,7 @@ def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     write_table(draft.path / TOKEN_INFLUENCE, table)
     draft.facts |= {
         **request.config.model_dump(),
-        "method": request.ranking.facts["method"],
+        "method": method,
         "num_documents": len(queries_of),
         "largest_difference": _largest_difference(table, wanted),
     }

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tasks.numerics.loss import TokenLoss
 
+ROWS_AT_ONCE = 64
+
 
 def training_updates(
     model: nn.Module, loss: TokenLoss, tokens: Int[Tensor, " t"], scales: Mapping[str, Float[Tensor, "_ _"]]
@@ -41,30 +43,59 @@ def training_updates(
 
 
 @contextmanager
-def patched(model: nn.Module, updates: Mapping[str, Tensor], *, learning_rate: float) -> Iterator[None]:
-    """The model after a step of ``learning_rate`` along the updates, inside the block only."""
-    before = {name: model.get_parameter(name).detach().clone() for name in updates}
+def patched(
+    model: nn.Module, updates: Mapping[str, Tensor], *, learning_rate: float, saved: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """The model after a step of ``learning_rate`` along the updates, inside the block only.
+
+    Args:
+        saved: The parameters as they are outside; copied back, since subtracting the step again would round.
+    """
     try:
         for name, update in updates.items():
             parameter = model.get_parameter(name)
             parameter.data.sub_(learning_rate * update.to(parameter.dtype))
         yield
     finally:
-        for name, value in before.items():
-            model.get_parameter(name).data.copy_(value)
+        for name in updates:
+            model.get_parameter(name).data.copy_(saved[name])
 
 
 def probability_changes(
     model: nn.Module,
     documents: Sequence[Int[Tensor, " _"]],
-    queries: Sequence[tuple[Int[Tensor, "_ _"], Bool[Tensor, "_ _"]]],
+    queries: tuple[Int[Tensor, "q t"], Bool[Tensor, "q t"]],
     *,
+    asked: Sequence[Sequence[int]],
     scales: Mapping[str, Float[Tensor, "_ _"]],
     learning_rate: float,
 ) -> Iterator[Float[Tensor, " _"]]:
-    """Yield, per document, the change of probability of each of its own queries."""
+    """Yield, per document, the change of probability of the queries that are asked after it.
+
+    Before any step the queries are run together, once; after a step, those of the document in one batch. A document
+    costs a forward pass, a backward pass with weight gradients, and a forward pass of its queries.
+
+    Args:
+        queries: Token ids, padded on the right, and which tokens are the completion.
+        asked: Per document, rows of ``queries``.
+    """
     loss = TokenLoss(model)
-    for document, (tokens, chosen) in zip(documents, queries, strict=True):
-        before = torch.exp(-loss.sums(tokens, chosen))
-        with patched(model, training_updates(model, loss, document, scales), learning_rate=learning_rate):
-            yield torch.exp(-loss.sums(tokens, chosen)) - before
+    saved = {name: model.get_parameter(name).detach().clone() for name in scales}
+    before = torch.cat([torch.exp(-loss.sums(*_rows(queries, rows))) for rows in _parts(len(queries[0]))])
+    for document, rows in zip(documents, asked, strict=True):
+        updates = training_updates(model, loss, document, scales)
+        with patched(model, updates, learning_rate=learning_rate, saved=saved):
+            yield torch.exp(-loss.sums(*_rows(queries, rows))) - before[list(rows)]
+
+
+def _rows(
+    queries: tuple[Int[Tensor, "q t"], Bool[Tensor, "q t"]], rows: Sequence[int]
+) -> tuple[Int[Tensor, "r s"], Bool[Tensor, "r s"]]:
+    """Some queries, without the padding that only longer ones need."""
+    tokens, chosen = (part[list(rows)] for part in queries)
+    longest = int(chosen.any(dim=0).nonzero().max()) + 1
+    return tokens[:, :longest], chosen[:, :longest]
+
+
+def _parts(num_rows: int) -> Iterator[range]:
+    return (range(start, min(start + ROWS_AT_ONCE, num_rows)) for start in range(0, num_rows, ROWS_AT_ONCE))

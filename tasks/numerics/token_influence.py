@@ -78,6 +78,7 @@ class TokenInfluence:
 class _TokenTap:
     """Adds (L δ_t)ᵀ W_q (R x_t) of one matrix for every token and query."""
 
+    keeps_places = True  # of the tokens that an expert is given
     readouts: Float[Tensor, "q d"]
     target: Float[Tensor, "b t q"]
 

@@ -14,8 +14,9 @@ from flows.summary import describe
 from flows.withdraw import withdraw
 from storage.errors import InputError
 from tasks.engine import Engine
+from tasks.methods import METHODS
 from tests.flows.runs import build, index_config, score, task_states
-from tests.tiny import QUERIES, TEXTS
+from tests.tiny import QUERIES, TEXTS, save_encoder
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -92,11 +93,13 @@ def test_an_appended_file_costs_its_own_shards_and_the_sums_that_are_open(built,
 
 def test_no_method_of_a_comparison_ranks_a_withdrawn_document(built, queries, tmp_path):
     remove(built, *GONE)
-    config = {"index": str(built), "queries": str(queries), "out": str(tmp_path / "out")}
-    methods = ("trackstar", "no_whitening", "bm25", "random")
-    compare(CompareConfig.model_validate({**config, "methods": methods, "tail_patch": {"num_proponents": 0}}))
+    config = {
+        "index": str(built), "queries": str(queries), "out": str(tmp_path / "out"), "methods": METHODS,
+        "dense_encoder": str(save_encoder(tmp_path / "encoder")), "tail_patch": {"num_proponents": 0},
+    }  # fmt: skip
+    compare(CompareConfig.model_validate(config))
     frame = pl.read_parquet(tmp_path / "out" / "proponents.parquet")
-    assert set(frame["method"]) == set(methods)
+    assert set(frame["method"]) == set(METHODS)
     assert not set(GONE) & set(frame["candidate_id"])
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["num_withdrawn"] == 3

@@ -48,9 +48,11 @@ def test_change_equals_a_step_on_a_copy_of_the_model(model, scale):
     names = [name for name, p in model.named_parameters() if "proj" in name]
     scales = {name: scale * torch.rand(model.get_parameter(name).shape, generator=generator) for name in names}
     documents = [torch.tensor([3, 5, 7, 9, 11]), torch.tensor([20, 21, 22])]
-    measured = list(probability_changes(model, documents, [_batch(), _batch()], scales=scales, learning_rate=0.05))
-    for document, changes in zip(documents, measured, strict=True):
-        for row, change in enumerate(changes):
+    measured = list(
+        probability_changes(model, documents, _batch(), asked=[[0, 1], [1]], scales=scales, learning_rate=0.05)
+    )
+    for document, rows, changes in zip(documents, [[0, 1], [1]], measured, strict=True):
+        for row, change in zip(rows, changes, strict=True):
             tokens, chosen = (part[row] for part in _batch())
             expected = _naive_change(model, document, tokens, chosen, scales, 0.05)
             # float32 probabilities near 1e-3: their difference carries about 1e-9
@@ -61,7 +63,18 @@ def test_change_equals_a_step_on_a_copy_of_the_model(model, scale):
 def test_the_model_is_put_back_bit_for_bit(model):
     before = copy.deepcopy(model.state_dict())
     scales = {name: torch.ones_like(p) for name, p in model.named_parameters() if "proj" in name}
-    list(probability_changes(model, [torch.tensor([3, 5, 7])], [_batch()], scales=scales, learning_rate=0.1))
+    documents = [torch.tensor([3, 5, 7])]
+    list(probability_changes(model, documents, _batch(), asked=[[0]], scales=scales, learning_rate=0.1))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_queries_run_in_parts_have_the_same_changes(model, monkeypatch):
+    scales = {name: torch.ones_like(p) for name, p in model.named_parameters() if "proj" in name}
+    settings = {"asked": [[1, 0]], "scales": scales, "learning_rate": 0.1}
+    documents = [torch.tensor([3, 5, 7])]
+    (whole,) = probability_changes(model, documents, _batch(), **settings)
+    monkeypatch.setattr("tasks.numerics.tail_patch.ROWS_AT_ONCE", 1)
+    (parts,) = probability_changes(model, documents, _batch(), **settings)
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-8)  # float32 probabilities near 1e-3

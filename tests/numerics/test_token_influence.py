@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
 
 from tasks.numerics import architecture, curvature, scores
 from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
@@ -22,6 +22,12 @@ CONFIGS = {
     ),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=61, n_positions=64),
 }  # fmt: skip
+
+
+MIXTURE = MixtralConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=61, max_position_embeddings=64, num_local_experts=4,
+)  # fmt: skip
 
 
 def _projection(matrix, kind, generator):
@@ -122,3 +128,35 @@ def test_readouts_and_norms_give_the_scores_of_the_low_rank_pass(mixing_weight, 
     norms = candidate_norms(candidates, psi_norms, basis, mixing_weight=mixing_weight)
     found = candidates @ w.T / np.sqrt(np.outer(norms, query_norms))
     np.testing.assert_allclose(found, expected[:, chosen], atol=1e-12)  # float64 on both sides
+
+
+def test_an_expert_gives_shares_to_the_tokens_it_was_sent_and_in_their_places():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(MIXTURE)).float()
+    generator = torch.Generator().manual_seed(1)
+    matrices = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=2)
+    blocks = {
+        n: BlockProjection([_projection(m, "folded", generator) for m in ms], False) for n, ms in matrices.items()
+    }
+    tokens = torch.randint(3, 61, (2, 9), generator=generator)
+    chosen = torch.ones_like(tokens, dtype=torch.bool)
+    chosen[:, 0] = False
+    routes = {}
+    for path, module in model.named_modules():
+        if path.endswith("mlp.experts"):
+            module.register_forward_pre_hook(lambda _, inputs, path=path: routes.update({path: inputs[1]}))
+    with GradientEngine(copy.deepcopy(model), blocks) as engine:
+        _, vectors = engine(tokens, chosen)
+    with TokenInfluence(model, blocks) as reader:
+        for name, block in blocks.items():
+            for matrix, share in zip(block.matrices, block.slices(), strict=True):
+                readouts = {other: torch.zeros(1, len(vectors[other].T)) for other in blocks}
+                readouts[name][:, share] = torch.randn(1, matrix.num_dims, generator=generator)
+                shares = reader(tokens, chosen, readouts)[..., 0]
+                product = vectors[name].double() @ readouts[name][0].double()
+                # float32 sums of the engine against float64 ones
+                torch.testing.assert_close(shares.sum(1), product, rtol=1e-4, atol=1e-4 * product.abs().max().item())
+                if ".experts." in matrix.module:
+                    path, _, expert = matrix.module.rsplit(".", 2)
+                    is_sent = (routes[path].view(2, 9, -1) == int(expert)).any(-1)
+                    torch.testing.assert_close(shares[:, :-1] != 0, is_sent[:, :-1])  # nothing follows the last token

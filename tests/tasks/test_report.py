@@ -156,6 +156,9 @@ TEXTS = {"d1": "Chad is large.", "d2": "Ministers meet in N'Djamena.", "d3": "A 
 SMALL = {"model": "m", "corpus": "c", "queries": [QUERY], "proponents": table(ROWS), "texts": TEXTS}
 
 
+METRICS = evaluate(SMALL["proponents"], [QUERY])
+
+
 def small(**changes):
     return Page(render_report(ReportData(**SMALL | changes)))
 
@@ -299,11 +302,11 @@ def test_differences_that_exclude_zero_stand_out():
 def test_how_the_scores_were_made_is_told():
     page = small(
         facts={"Tokens": 1234567, "Unit norm": True, "Share": 0.1234567},
-        curvature=Curvature(mixing_weight=0.9, spectra={"λ R_eval": [1.0, 0.1]}),
+        curvature=Curvature(mixing_weight=0.9, facts={"Rank of R_eval": "7 of 9"}, spectra={"λ R_eval": [1.0, 0.1]}),
         costs={"trackstar": {"time": "41 s"}, "bm25": {"memory": "1 GB"}},
         num_quarantined=3,
     )
-    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "41 s", "1 GB"):
+    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "7 of 9", "41 s", "1 GB"):
         assert expected in page.text
     assert page.having("warn") == ["dd"]
     assert "Damping" not in page.text
@@ -388,3 +391,9 @@ def test_of_many_methods_the_well_known_come_first_and_the_last_show_a_few_passa
     labels = [attributes["aria-label"] for tag, attributes in page.elements if attributes.get("class") == "method"]
     assert labels == ["trackstar", "bm25", "dense", "a", "b", "c", "d"]
     assert len(page.having("hit")) == 4 * 6 + 3 * 3
+
+
+def test_where_evidence_comes_from_is_said_beside_the_numbers():
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "aliases"}))
+    assert "known from the answer, or another name of it, found in the passage (1 queries)." in page.text
+    assert "known from the queries’ own relevant ids (1 queries)." in small(metrics=METRICS).text
