@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo test test-integration bench bench-facts lint clean
 
 install: $(INSTALLED)
 
@@ -21,8 +21,14 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+test-integration: install
+	$(BIN)/python -m pytest -m integration tests/integration
+
 bench: install
 	$(BIN)/python benchmarks/index_cost.py
+
+bench-facts: install
+	$(BIN)/python -m benchmarks.facts --out build/facts --results build/facts/facts.md
 
 lint: install
 	$(BIN)/ruff check --fix .

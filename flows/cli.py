@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
+SPREAD_OPTIONS = ("--corpus", "--ids", "--also-checkpoints")  # that take several words
 
 # Prefect without a server: generous for a busy machine, silent towards the network.
 PREFECT_DEFAULTS = {
@@ -37,6 +38,7 @@ MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at
 WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
 DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
 UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
+ShardsOnOption = Annotated[str, typer.Option("--shards-on", help="local, processes, or a Dask scheduler's address.")]
 DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
 
 
@@ -59,7 +61,9 @@ def index(
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
@@ -95,6 +99,8 @@ def index(
             },
             "second_moment": {"mode": second_moment, "seed": seed},
             "store_dtype": store_dtype,
+            "curvature": {"sample": curvature_sample, "seed": seed},
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -114,6 +120,9 @@ def attribute(
     out: OutOption,
     top_k: TopKOption = 10,
     mixing_weight: MixingWeightOption = "auto",
+    mixing_weights: Annotated[
+        str, typer.Option(help="Comma-separated further λ in the same pass, as trackstar@λ.")
+    ] = "",
     whitening: WhiteningOption = "mixed",
     damping: DampingOption = 0.1,
     unit_norm: UnitNormOption = True,
@@ -126,6 +135,7 @@ def attribute(
     from flows.summary import attribution_table
 
     score = _score(top_k, mixing_weight, whitening, damping, unit_norm)
+    score["mixing_weights"] = mixing_weights.split(",") if mixing_weights else []
     config = AttributeConfig.model_validate(
         {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
     )
@@ -146,6 +156,12 @@ def compare(
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
+    token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
+    also_checkpoints: Annotated[
+        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
+    ] = None,
+    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
     """The same queries through every method: metrics.json and report.html."""
@@ -160,6 +176,10 @@ def compare(
         "out": out,
         "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
+        "token_influence": {"num_proponents": token_influence},
+        "also_checkpoints": also_checkpoints or [],
+        "dense_encoder": dense_encoder,
+        "influence": {"damping": influence_damping},
         "dask": dask,
     }
     if methods:
@@ -190,6 +210,7 @@ def reindex(
     queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
     keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
     projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
+    shards_on: ShardsOnOption = "local",
     dask: DaskOption = "local",
 ) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
@@ -206,6 +227,7 @@ def reindex(
             "queries": queries,
             "keep_last": keep_last,
             "gradient": {"projection_dim": projection_dim},
+            "shards_on": shards_on,
             "dask": dask,
         }
     )
@@ -213,6 +235,23 @@ def reindex(
     outcome = "nothing to do" if done.is_idle else "done"
     facts = [(name, ", ".join(value) or "none") for name, value in done]
     console.print(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts))
+
+
+@app.command()
+def withdraw(
+    index: IndexOption,
+    ids: Annotated[list[str], typer.Option(help="Ids of documents, or files with one id a line.")],
+    reason: Annotated[str, typer.Option(help="Recorded with the ids.")] = "",
+    dask: DaskOption = "local",
+) -> None:
+    """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
+    _prepare()
+    from flows.config import WithdrawConfig
+    from flows.summary import index_table
+    from flows.withdraw import withdraw as flow
+
+    config = WithdrawConfig.model_validate({"index": index, "ids": ids, "reason": reason, "dask": dask})
+    console.print(index_table(_run(flow, config)))
 
 
 @app.command()
@@ -279,7 +318,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread_corpus(sys.argv[1:]))
+        app(args=_spread(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -339,18 +378,18 @@ def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_
     }
 
 
-def _spread_corpus(arguments: list[str]) -> list[str]:
+def _spread(arguments: list[str]) -> list[str]:
     """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
     spread: list[str] = []
-    follows = False
+    option = ""
     for argument in arguments:
-        if argument == "--corpus":
-            follows = True
+        if argument in SPREAD_OPTIONS:
+            option = argument
         elif argument.startswith("-"):
-            follows = False
+            option = ""
             spread.append(argument)
-        elif follows:
-            spread += ["--corpus", argument]
+        elif option:
+            spread += [option, argument]
         else:
             spread.append(argument)
     return spread

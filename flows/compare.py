@@ -6,10 +6,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.config import CompareConfig
 from tasks.artifacts import publish_metrics
 from tasks.attribution import encode, write_results
-from tasks.comparison import write_comparison
+from tasks.comparison import Measured, write_comparison
 from tasks.evaluation import Metrics
+from tasks.evidence import labelled
+from tasks.explanation import ExplanationConfig, explain
 from tasks.index import read_index
-from tasks.methods import rank_by
+from tasks.methods import Comparison
 from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 
 
@@ -17,12 +19,11 @@ from tasks.tail_patch import TailPatchRequest, measure_tail_patch
 def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
     config.check()
-    queries = config.asked()
     index = read_index(config.index)
+    queries = labelled(config.asked(), index)
     encoded = encode(index, queries)
-    rankings = tuple(
-        rank_by(method, index, queries, encoded, config=config.score, dask=config.dask) for method in config.methods
-    )
+    comparison = Comparison(index, queries, encoded, config.settings)
+    rankings = tuple(comparison.rank_by(method) for method in config.methods)
     run = write_results(index, queries, encoded, rankings, config.out)
     patch = TailPatchRequest(
         index=config.index,
@@ -33,6 +34,9 @@ def compare(config: CompareConfig) -> Metrics:
         config=config.tail_patch,
     )
     tail_patch = measure_tail_patch(patch) if config.tail_patch.num_proponents else None
-    metrics = write_comparison(index, queries, encoded, tail_patch, out=config.out, run=run)
+    settings = ExplanationConfig(score=config.score, tokens=config.token_influence, dask=config.dask)
+    explained = explain(index, queries, encoded, rankings, settings)
+    measured = Measured(encoded, rankings, tail_patch, explained)
+    metrics = write_comparison(index, queries, measured, out=config.out, run=run)
     publish_metrics(metrics, config.out)
     return metrics

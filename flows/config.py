@@ -13,20 +13,34 @@ from tasks.corpus import CorpusConfig
 from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
 from tasks.index import read_index
-from tasks.methods import DEFAULT_METHODS, METHODS, require_known
+from tasks.influence import InfluenceConfig
+from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
 from tasks.scores import ScoreConfig
 from tasks.second_moment import SecondMomentConfig
 from tasks.tail_patch import TailPatchConfig
+from tasks.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
+SHARDS_ON_HELP = (
+    "Where shards are computed: local (one after another in this process), processes (one a core of this machine), or "
+    "the address of a Dask scheduler."
+)
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
 
 
 def name_of(url: str) -> str:
     return location(url).name
+
+
+def _ids_of(value: str) -> list[str]:
+    """The lines of a file of this name, or the id itself where there is none."""
+    path = location(value)
+    if not path.is_file():
+        return [value]
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 class FlowConfig(BaseModel):
@@ -49,6 +63,7 @@ class IndexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -65,9 +80,9 @@ class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    queries: Url | None = Field(None, title="Queries file", description=f"{QUERIES_HELP} Or type one query below.")
-    prompt: str | None = Field(None, title="Prompt", description="Instead of a file: what the model reads first.")
-    completion: str | None = Field(None, title="Completion", description="Instead of a file: what it then says.")
+    prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
+    completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
+    queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: str = Field("local", title="Dask", description=DASK_HELP)
@@ -75,7 +90,7 @@ class AttributeConfig(FlowConfig):
     @property
     def subject(self) -> str:
         """What a run of this is called: the checkpoint's index and what is asked."""
-        asked = name_of(self.queries) if self.queries else f"{self.prompt or ''}{self.completion or ''}"
+        asked = name_of(self.queries) if self.queries else f"{self.prompt}{self.completion}"
         return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
 
     def check(self) -> None:
@@ -89,7 +104,7 @@ class AttributeConfig(FlowConfig):
         Raises:
             InputError: Both were given, or neither, or the file is wrong.
         """
-        is_typed = self.completion is not None or self.prompt is not None
+        is_typed = bool(self.completion or self.prompt)
         if (self.queries is not None) == is_typed:
             raise InputError(
                 f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
@@ -98,9 +113,9 @@ class AttributeConfig(FlowConfig):
         return read_queries(self.queries) if self.queries is not None else [self._typed()]
 
     def _typed(self) -> Query:
-        if not (self.completion or "").strip():
+        if not self.completion.strip():
             raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
-        return Query(id="typed", prompt=self.prompt or "", completion=self.completion)
+        return Query(id="typed", prompt=self.prompt, completion=self.completion)
 
 
 class CompareConfig(AttributeConfig):
@@ -114,10 +129,62 @@ class CompareConfig(AttributeConfig):
     )
     score: ScoreConfig = ScoreConfig(top_k=100)
     tail_patch: TailPatchConfig = TailPatchConfig()
+    token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
+    influence: InfluenceConfig = InfluenceConfig()
+    also_checkpoints: tuple[Url, ...] = Field(
+        (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
+    )
+    dense_encoder: Url | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
 
     def check(self) -> None:
-        require_known(self.methods)
+        require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        for checkpoint in self.also_checkpoints:
+            model_files(checkpoint)
+        if self.dense_encoder is not None:
+            model_files(self.dense_encoder)
         super().check()
+
+    @property
+    def settings(self) -> MethodSettings:
+        return MethodSettings(
+            score=self.score,
+            influence=self.influence,
+            also_checkpoints=self.also_checkpoints,
+            dense_encoder=self.dense_encoder,
+            dask=self.dask,
+        )
+
+
+class WithdrawConfig(FlowConfig):
+    """Documents to be left out of an index."""
+
+    index: Url = Field(title="Index", description="A finished index.")
+    ids: tuple[str, ...] = Field(
+        min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
+    )
+    reason: str = Field("", title="Reason", description="Recorded with the ids.")
+    dask: str = Field("local", title="Dask", description=DASK_HELP)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.index)
+
+    def check(self) -> None:
+        read_index(self.index)
+        self.asked()
+
+    def asked(self) -> list[str]:
+        """The ids, files read.
+
+        Raises:
+            InputError: There is none.
+        """
+        ids = [id_ for value in self.ids for id_ in _ids_of(value)]
+        if not ids:
+            raise InputError(f"{', '.join(self.ids)} holds no id; give ids, or a file with one a line")
+        return ids
 
 
 class ReindexConfig(FlowConfig):
@@ -135,6 +202,7 @@ class ReindexConfig(FlowConfig):
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     score: ScoreConfig = ScoreConfig()
+    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property

@@ -11,11 +11,12 @@ from tasks.engine import EngineSpec
 from tasks.gradients import index_shard, shard_requests
 from tasks.index import Index, existing_index, require_documents, require_same_settings, write_index
 from tasks.second_moment import second_moment
+from tasks.shard_runner import compute_shards
 from tasks.stage import gather
-from tasks.tombstones import count_withdrawn
+from tasks.tombstones import count_withdrawn, newest_tombstones
 
 
-# Shards run one after another: each uses every core or the whole GPU. Several machines take several work pools.
+# In this process shards run one after another: each uses every core or the whole GPU. Several machines take Dask.
 @flow(name="index", flow_run_name="index {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def index(config: IndexConfig) -> Index:
     """Write the projected gradient of every document, and the autocorrelation R_train they have."""
@@ -40,8 +41,8 @@ def index(config: IndexConfig) -> Index:
     )
     engine = bare.model_copy(update={"second_moment": V})
     requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
-    shards = require_documents(gather(index_shard.map(requests)), index=config.index)
-    tombstones = existing and existing.tombstones  # what was withdrawn stays so
+    shards = require_documents(compute_shards(index_shard, requests, where=config.shards_on), index=config.index)
+    tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}
     autocorrelation, grams = reduce_curvature(config.curvature, dask=config.dask, **store)
     finished = Index(

@@ -82,7 +82,14 @@ def _ask(found: Found, checkpoint: Checkpoint, config: ReindexConfig, done: Rein
     name = index_name(checkpoint)
     results = location(config.indexes) / RESULTS / name
     queries = tuple(read_queries(config.queries))
-    asked = Asked(name=found.name, step=found.step, digest=checkpoint.digest, queries=queries, score=config.score)
+    asked = Asked(
+        checkpoints=config.checkpoints,
+        name=found.name,
+        step=found.step,
+        digest=checkpoint.digest,
+        queries=queries,
+        score=config.score,
+    )
     if asked_of(results) == asked:
         return
     attribute(

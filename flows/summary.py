@@ -37,11 +37,12 @@ def index_table(index: Any) -> Table:
         ("documents", index.total("num_documents")),
         ("tokens", index.total("num_tokens")),
         ("quarantined", index.total("num_quarantined")),
+        ("withdrawn", index.num_withdrawn),
         ("shards", len(index.shards)),
         ("second moment", V.facts["mode"] if V else "none"),
         ("projection", gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}"),
         ("blocks", block_summary(list(index.block_dims.values()))),
-        ("R_train", "yes" if index.autocorrelation else "none: the blocks are too large, use --whitening none"),
+        ("R_train", _curvature(index)),
         ("disk", f"{_size_bytes(index.path) / 2**20:,.1f} MiB"),
     ]
     return facts_table(f"Index {index.path}", facts)
@@ -71,6 +72,7 @@ def attribution_table(config: Any) -> RenderableType:
     frame = read_proponents(location(config.out))
     run = read_json(location(config.out) / RUN)
     (method,) = run["methods"].values()
+    frame = frame.filter(frame["method"] == method["method"])
     table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
     best = frame.filter((frame["kind"] == PROPONENT) & (frame["rank"] <= SHOWN_PROPONENTS))
     for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
@@ -83,9 +85,11 @@ def attribution_table(config: Any) -> RenderableType:
         ("candidates", method["num_candidates"]),
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
         ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
+        ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
         ("results", config.out),
     ]
-    return Group(table, facts_table("Run", facts))
+    spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
+    return Group(table, facts_table("Run", facts), *spectra)
 
 
 def metrics_table(metrics: Any) -> Table:
@@ -108,7 +112,8 @@ def describe(directory: str) -> RenderableType:
     if (path / INDEX).exists():
         from tasks.index import read_index
 
-        return Group(index_table(read_index(directory)), _disk_table(path))
+        index = read_index(directory)
+        return Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
     if (path / RUN).exists():
         return _run_table(path)
     raise InputError(f"{directory} is neither a finished index nor a result directory; give one that a command wrote")
@@ -147,6 +152,51 @@ def _run_table(path: Any) -> RenderableType:
 def _disk_table(path: Any) -> Table:
     parts = sorted(part for part in path.iterdir() if part.is_dir())
     return facts_table("Disk", [(part.name, f"{_size_bytes(part) / 2**20:,.1f} MiB") for part in parts])
+
+
+def _curvature(index: Any) -> str:
+    if index.autocorrelation is None:
+        return "none: the blocks are too large, use --whitening none"
+    facts = index.autocorrelation.facts
+    source = f"a sample of {facts['num_documents']:,}" if facts["sample"] else f"{facts['num_documents']:,}"
+    kept = f", {len(index.grams)} sums of shards kept" if index.grams else ""
+    return f"of {source} documents{kept}"
+
+
+def _withdrawals(index: Any) -> list[Table]:
+    """When and why documents were withdrawn, the latest first."""
+    from tasks.tombstones import read_tombstones
+
+    table = read_tombstones(index.tombstones, str(index.path))
+    if not len(table):
+        return []
+    groups = table.group_by("withdrawn_at", "reason").len().sort("withdrawn_at", descending=True)
+    rows = [(at, f"{count:,} documents {reason}") for at, reason, count in groups.iter_rows()]
+    return [facts_table("Withdrawn", rows)]
+
+
+def _spectra(index: Any) -> list[Table]:
+    """What R_train is like, where its spectrum has been measured."""
+    from tasks.spectra import known_reports
+
+    if index.autocorrelation is None:
+        return []
+    return [spectrum_table(report, damping) for damping, report in known_reports(index.path, index.autocorrelation)]
+
+
+def spectrum_table(facts: dict[str, Any], damping: float) -> Table:
+    """Rank, condition and what damping decides."""
+    condition = facts["condition"]
+    return facts_table(
+        f"R_train at damping {damping:g}",
+        [
+            ("rank", f"{facts['rank']:,} of {facts['num_dims']:,}"),
+            ("effective rank", facts["effective_rank"]),
+            ("condition", "infinite" if condition is None else f"{condition:.3g}"),
+            ("effective dimension", f"{facts['effective_dimension']:,.1f}"),
+            ("damping's share", f"{facts['damping_share']:.1%}"),
+        ],
+    )
 
 
 def _limit(method: dict[str, Any]) -> str:

@@ -10,14 +10,19 @@
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
       factors/<digest>/              factors.zarr: the Cholesky factor of R_train of each block, at one damping
       train_norms/<digest>/          <shard>.safetensors: ‖R_train^(-1/2) φ‖² and ‖φ‖² of every document, at one damping
+      plain_shards/<digest>/         gradients.zarr without V, documents.parquet: only for methods that need them
+      embeddings/<digest>/           embeddings.safetensors: of each document, by a sentence encoder
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
+      token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
+      histograms/<digest>/           histogram.parquet, evidence.parquet: all scores of a query counted in bins
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
     OUT/
-      proponents.parquet proponents.jsonl run.json metrics.json report.html
+      proponents.parquet proponents.jsonl run.json metrics.json tail_patch.parquet report.html
 
 ``<digest>`` is the first 16 hexadecimal digits of the SHA-256 of the artifact's identity, so that a different
-configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last.
+configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last; some have a
+``cost.json`` beside it, the seconds that the artifact took.
 """
 
 import re
@@ -26,6 +31,7 @@ from upath import UPath
 
 MANIFEST = "manifest.json"
 INDEX = "index.json"
+COST = "cost.json"
 
 SECOND_MOMENT = "second_moment.safetensors"
 
@@ -43,8 +49,13 @@ SPECTRUM = "spectrum.safetensors"
 QUERIES = "queries.parquet"
 QUERY_VECTORS = "vectors.safetensors"
 
+EMBEDDINGS = "embeddings.safetensors"
+
 RANKING = "ranking.parquet"
 TAIL_PATCH = "tail_patch.parquet"
+TOKEN_INFLUENCE = "token_influence.parquet"
+HISTOGRAM = "histogram.parquet"
+EVIDENCE_SCORES = "evidence.parquet"
 
 PROPONENTS_PARQUET = "proponents.parquet"
 PROPONENTS_JSONL = "proponents.jsonl"

@@ -2,14 +2,15 @@
 
 An artifact is written to a temporary sibling directory, its manifest last, and then renamed into place. On an
 object store, where a rename is a copy, files go to their final names at once and the manifest is still the last
-of them: until it is there, the artifact is not.
+of them: until it is there, the artifact is not. Two writers of one artifact write the same bytes; locally each has a
+sibling directory of its own, and the second to finish gives way.
 """
 
 import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from upath import UPath
 
 from storage.errors import CorruptionError, MissingError
 from storage.layout import MANIFEST, location
+from storage.locks import held, is_held
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -121,15 +123,16 @@ def is_complete(directory: UPath, identity: Mapping[str, Any]) -> bool:
 def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) -> Iterator[Draft]:
     """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing."""
     is_local = directory.protocol in ("", "file")
-    _remove_leftovers(directory)
+    _remove_leftovers(directory, identity)
     draft = Draft(directory.parent / f".{directory.name}.partial-{uuid.uuid4().hex[:8]}" if is_local else directory)
     draft.path.mkdir(parents=True, exist_ok=True)
-    yield draft
-    files = {name: digest_file(draft.path / name) for name in _file_names(draft.path)}
-    manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files)
-    (draft.path / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
-    if is_local:
-        draft.path.rename(directory)
+    with held(draft.path) if is_local else nullcontext():
+        yield draft
+        files = {name: digest_file(draft.path / name) for name in _file_names(draft.path)}
+        manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files)
+        (draft.path / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
+        if is_local:
+            _publish(draft.path, directory, identity)
 
 
 def read_checked(directory: UPath, name: str) -> bytes:
@@ -172,12 +175,24 @@ def _file_names(directory: UPath) -> list[str]:
     return sorted(path.removeprefix(root) for path in directory.fs.find(directory.path))
 
 
-def _remove_leftovers(directory: UPath) -> None:
+def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> None:
+    """Give a draft its name, unless another writer was first."""
+    try:
+        draft.rename(directory)
+    except OSError:
+        if not is_complete(directory, identity):
+            raise
+        draft.fs.rm(draft.path, recursive=True)
+
+
+def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
     """Clear what an interrupted writer of this artifact left behind, and an artifact of another identity."""
     if directory.parent.is_dir():
         for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
-            leftover.fs.rm(leftover.path, recursive=True)
-    remove_tree(directory)
+            if not is_held(leftover):
+                leftover.fs.rm(leftover.path, recursive=True)
+    if not is_complete(directory, identity):
+        remove_tree(directory)
 
 
 def _cure(directory: UPath) -> str:

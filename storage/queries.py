@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from upath import UPath
 
 from storage.errors import InputError
@@ -41,7 +41,11 @@ class Query(BaseModel):
     prompt: Text = Field(description="context only; empty for a completion that follows nothing")
     completion: NonEmptyText = Field(description="the loss is the sum over it")
     relevant_ids: tuple[Id, ...] | None = Field(None, description="candidates known to be relevant; None: not known")
-    answer_aliases: tuple[Text, ...] = Field((), description="other ways to write the answer")
+    answer_aliases: tuple[Text, ...] = Field(
+        (),
+        validation_alias=AliasChoices("answer_aliases", "aliases"),
+        description="other ways to write the answer; without relevant_ids, texts that hold one are evidence",
+    )
 
 
 def read_queries(path: object) -> list[Query]:
@@ -69,6 +73,11 @@ def read_queries(path: object) -> list[Query]:
 def queries_digest(queries: Sequence[Query]) -> str:
     """SHA-256 of what the queries say, in their order: not of how the file writes it."""
     return digest_of([query.model_dump(mode="json") for query in queries])
+
+
+def asked(queries: Sequence[Query]) -> list[dict[str, str]]:
+    """What a ranking may depend on: not on what is known about the answer."""
+    return [{"id": query.id, "prompt": query.prompt, "completion": query.completion} for query in queries]
 
 
 def _numbered_lines(path: UPath) -> Iterator[tuple[int, bytes]]:

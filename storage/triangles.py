@@ -66,7 +66,7 @@ def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None =
         total = np.zeros(array.shape) if out is None else out
         for start, stop in _bounds(len(total), array.chunks[0]):
             panel = array[start:stop, :stop]
-            if np.isnan(panel[0, 0]) or np.isnan(panel[-1, -1]):
+            if np.isnan(panel[0, :: array.chunks[0]]).any():  # a corner of each tile
                 raise _corruption(directory, name, block, "lacks a part that was written")
             panel[:, start:] = np.tril(panel[:, start:])
             total[start:stop, :stop] += panel

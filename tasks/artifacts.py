@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from storage.layout import location
+from storage.layout import REPORT, location
 from storage.queries import Query
 from storage.results import PROPONENT
 from tasks.evaluation import Metrics
@@ -40,17 +40,21 @@ def proponents_markdown(
             f"The model says *{escape_markdown(said['answer']) or '(nothing)'}*; "
             f"probability of the completion {said['probability']:.3f}.",
             "",
-            "| method | rank | score | id | text |",
-            "|---|---|---|---|---|",
         ]
-        for row in best.filter(pl.col("query_id") == query.id).iter_rows(named=True):
-            cells = (row["candidate_id"], texts[row["candidate_id"]])
-            shown = " | ".join(escape_markdown(cell) for cell in cells)
-            lines.append(f"| {row['method']} | {row['rank']} | {row['score']:.3f} | {shown} |")
-        lines.append("")
+        for (method,), rows in best.filter(pl.col("query_id") == query.id).group_by("method", maintain_order=True):
+            lines += [f"### {escape_markdown(method)}", "", *_ranked(rows.sort("rank"), texts), ""]
     if len(queries) > SHOWN_QUERIES:
         lines.append(f"… and {len(queries) - SHOWN_QUERIES} more queries in proponents.parquet.")
     return "\n".join(lines)
+
+
+def _ranked(rows: pl.DataFrame, texts: Mapping[str, str]) -> list[str]:
+    """A list and not a table: the UI wraps the one and cuts the other off."""
+    return [
+        f"{row['rank']}. **{row['score']:.3f}** {escape_markdown(texts[row['candidate_id']])} "
+        f"*({escape_markdown(row['candidate_id'])})*"
+        for row in rows.iter_rows(named=True)
+    ]
 
 
 def metrics_rows(metrics: Metrics) -> list[dict[str, str]]:
@@ -65,6 +69,11 @@ def publish_proponents(markdown: str) -> None:
     create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
 
 
-def publish_metrics(metrics: Metrics, report: str) -> None:
+def publish_spectrum(markdown: str, *, method: str) -> None:
+    key = f"spectrum-{re.sub('[^a-z0-9]+', '-', method.lower())}"
+    create_markdown_artifact(markdown, key=key, description=f"R_train, R_eval and λ of {method}.")
+
+
+def publish_metrics(metrics: Metrics, out: str) -> None:
     create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")
-    create_link_artifact(location(report).absolute().as_uri(), key="report", link_text="report.html")
+    create_link_artifact((location(out) / REPORT).absolute().as_uri(), key="report", link_text=REPORT)

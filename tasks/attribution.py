@@ -13,11 +13,12 @@ from storage.manifest import Artifact
 from storage.queries import Query, queries_digest
 from storage.results import write_json, write_proponents
 from storage.tables import read_table
-from tasks.artifacts import proponents_markdown, publish_proponents
+from tasks.artifacts import proponents_markdown, publish_proponents, publish_spectrum
 from tasks.checkpoint import read_checkpoint
 from tasks.index import Index, shard_texts
 from tasks.queries import QueryRequest, encode_queries
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+from tasks.spectra import spectra_markdown
 from tasks.whitening import (
     FactorRequest,
     SpectrumRequest,
@@ -56,6 +57,8 @@ def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, metho
     R = index.autocorrelation if config.whitening != "none" else None
     if config.whitening != "none" and R is None:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
+    if R is not None and "sample" not in R.facts:
+        raise InputError(f"{index.path} keeps R_train as an earlier version did; run `trackstar index` again on it")
     spectrum = R and write_spectrum(SpectrumRequest(autocorrelation=R, **common))
     factors = R and write_factors(
         FactorRequest(index=str(index.path), autocorrelation=R, damping=config.damping, dask=dask)
@@ -82,6 +85,9 @@ def write_results(
     record = run_record(index, queries, encoded, rankings)
     write_json(directory / RUN, record)
     publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))
+    for ranking in rankings:
+        if ranking.facts.get("spectra"):
+            publish_spectrum(spectra_markdown(ranking.facts), method=ranking.facts["method"])
     return record
 
 

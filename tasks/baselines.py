@@ -1,14 +1,61 @@
 """Methods that rank candidates without the model, in the same result table as those that need it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 
+from storage.layout import RANKING
+from storage.manifest import Draft
+from storage.queries import Query, asked
 from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA, QueryLike
+from storage.tables import write_table
+from tasks.curvature import IndexedShards
+from tasks.index import shard_texts
 from tasks.numerics.bm25 import Bm25
+from tasks.stage import stage
 
+BM25, RANDOM = "bm25", "random"
 SCORES_AT_ONCE = 1 << 24  # float64 scores held together: 128 MiB
+
+
+class BaselineRequest(IndexedShards):
+    """A query set to be ranked by the documents' texts, or by chance."""
+
+    kind: ClassVar[str] = "rankings"
+    version: ClassVar[int] = 1
+
+    method: str
+    queries: tuple[Query, ...]
+    top_k: int
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} scores of {len(self.queries)} queries"
+
+    def inputs(self) -> dict[str, Any]:
+        settings = {"method": self.method, "top_k": self.top_k, "seed": self.seed}
+        return {**super().inputs(), "queries": asked(self.queries), **settings}
+
+
+@stage
+def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
+    """Write each query's ranking by BM25 or by chance."""
+    texts = shard_texts(request.shard_paths, without=request.withdrawn_ids())
+    if request.method == BM25:
+        ranking = bm25(texts, request.queries, k=request.top_k)
+    else:
+        ranking = _random_ranking(request, list(texts))
+    write_table(draft.path / RANKING, ranking)
+    draft.facts |= {"method": request.method, "num_candidates": len(texts)}
+
+
+def _random_ranking(request: BaselineRequest, ids: Sequence[str]) -> pl.DataFrame:
+    scores = np.random.default_rng(request.seed).random((len(request.queries), len(ids)))
+    query_ids = [query.id for query in request.queries]
+    return result_rows(scores, method=RANDOM, query_ids=query_ids, candidate_ids=ids, k=request.top_k)
 
 
 def search_text(query: QueryLike) -> str:

@@ -1,7 +1,7 @@
 """What a comparison leaves behind: metrics.json, report.html, and the artifacts seen in the Prefect UI."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -10,38 +10,52 @@ from storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, 
 from storage.manifest import Artifact
 from storage.matrices import read_arrays
 from storage.queries import Query
-from storage.results import read_proponents, write_json, write_text
+from storage.results import read_proponents, write_atomically, write_json, write_text
 from storage.tables import read_table
+from tasks.costs import method_costs
 from tasks.evaluation import Metrics, evaluate
+from tasks.evidence import evidence_sources
+from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
 from tasks.methods import TRACKSTAR
 from tasks.numerics.mixing import eval_spectrum
 from tasks.report import Curvature, Prediction, ReportData, render_report
+from tasks.report_views import shown_candidates
 
-SHOWN_PROPONENTS = 10
+
+class Measured(NamedTuple):
+    """What a comparison is written from, beside the result table."""
+
+    encoded: Artifact
+    rankings: Sequence[Artifact]
+    tail_patch: Artifact | None
+    explained: Explained | None
 
 
-def write_comparison(
-    index: Index, queries: Sequence[Query], encoded: Artifact, tail_patch: Artifact | None, *, out: str, run: dict
-) -> Metrics:
-    """Evaluate the result table that lies in ``out`` and write metrics.json and report.html beside it."""
+def write_comparison(index: Index, queries: Sequence[Query], measured: Measured, *, out: str, run: dict) -> Metrics:
+    """Evaluate the result table that lies in ``out``; write metrics.json, tail_patch.parquet and report.html."""
+    encoded, rankings, tail_patch, explained = measured
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
-    metrics = evaluate(frame, queries, tail_patch=changes)
+    if changes is not None:
+        with write_atomically(directory / TAIL_PATCH) as file:
+            changes.write_parquet(file)
+    metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
     write_json(directory / METRICS, metrics.model_dump())
-    shown = frame.filter(pl.col("rank") <= SHOWN_PROPONENTS)
     data = ReportData(
         model=index.engine.checkpoint.name,
         corpus=", ".join(location(path).name for path in index.corpus.paths),
         queries=queries,
-        proponents=shown,
-        texts=shard_texts(index.shard_paths, set(shown["candidate_id"].unique())),
+        proponents=frame,
+        texts=shard_texts(index.shard_paths, shown_candidates(frame, queries)),
         predictions=_predictions(index, encoded),
         metrics=metrics,
         tail_patch=changes,
         facts=_facts(index, run, tail_patch),
+        costs=method_costs(index.path, rankings),
         curvature=_curvature(index, encoded, run),
+        explanation=read_explanation(index, explained),
         num_quarantined=index.total("num_quarantined"),
     )
     write_text(directory / REPORT, render_report(data))
@@ -88,5 +102,23 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
         mixing_weight=weight,
         damping=facts["damping"],
         crossing=facts["crossing_index"] or None,
+        facts=_spectrum_facts(facts),
         spectra={name: values[values > 0].tolist() for name, values in spectra.items()},
     )
+
+
+def _spectrum_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What R_train and R_eval can tell apart, and how much of it damping decides."""
+    shown: dict[str, str | int | float] = {}
+    if facts["limited_by"] is not None:
+        shown["Crossing limited by"] = f"{facts['limited_by']}, instead of component {facts['wanted_index']:,}"
+    for name, report in facts["spectra"].items():
+        dims = f" of {report['num_dims']:,}" if "num_dims" in report else ""
+        shown[f"Rank of {name}"] = f"{report['rank']:,}{dims}"
+        shown[f"Effective rank of {name}"] = report["effective_rank"]
+        if "damping_share" in report:
+            condition = report["condition"]
+            shown["Condition number, damped"] = "infinite" if condition is None else f"{condition:.3g}"
+            shown["Effective dimension at this damping"] = round(report["effective_dimension"])
+            shown["Share that damping decides"] = f"{report['damping_share']:.1%}"
+    return shown

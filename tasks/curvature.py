@@ -22,7 +22,7 @@ from storage.triangles import create_triangles, read_lower, symmetric, write_low
 from tasks.dask_compute import compute, part
 from tasks.numerics import curvature
 from tasks.stage import StageRequest, gather, stage
-from tasks.tombstones import withdrawn_rows
+from tasks.tombstones import read_tombstones, withdrawn_rows
 
 ROWS_AT_ONCE = 1024
 LARGEST_BLOCK_DIMS = 20_000  # R of such a block takes 3 GiB in float64
@@ -69,7 +69,11 @@ class IndexedShards(StageRequest):
         return shards if self.tombstones is None else {**shards, "tombstones": self.tombstones.digest}
 
     def withdrawn(self) -> dict[UPath, ndarray]:
+        """The withdrawn rows of each shard that has any."""
         return withdrawn_rows(self.shard_paths, self.tombstones, self.index)
+
+    def withdrawn_ids(self) -> set[str]:
+        return set(read_tombstones(self.tombstones, self.index)["id"])
 
 
 class Terms(NamedTuple):
@@ -139,6 +143,8 @@ def write_autocorrelation(request: AutocorrelationRequest, draft: Draft) -> None
     withdrawn = request.withdrawn()
     used = used_rows(request, withdrawn, sample=request.sample)
     num_used = sum(_count(rows) for rows in used)
+    if not num_used:
+        raise InputError(f"every document of {request.index} was withdrawn, so there is no R_train; index others")
     grams = [gram.path(request.index) for gram, _ in request.grams]
     added = [rows for rows in used if rows[0] not in summed]
     subtracted = [(path, rows) for path, rows in withdrawn.items() if path in summed]

@@ -1,5 +1,6 @@
 """Where the reduction and the scoring run: Dask in this process, on processes of this machine, or on a cluster."""
 
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def compute(parts: Sequence[Delayed], *, where: str) -> list[Any]:
     if where == LOCAL:
         with threadpool_limits(1, user_api="blas"):
             return list(dask.compute(*parts, scheduler="threads"))
-    with _client(where) as client, _one_blas_thread(client):
+    with connect(where) as client, _one_blas_thread(client):
         return client.gather(client.compute(list(parts)))
 
 
@@ -57,7 +58,13 @@ class OneBlasThread(WorkerPlugin):
 
 
 @contextmanager
-def _client(where: str) -> Iterator[Client]:
+def connect(where: str) -> Iterator[Client]:
+    """A client of a cluster: of processes on this machine, which end with it, or the one at an address.
+
+    Raises:
+        InputError: No scheduler answers at the address.
+    """
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it logs every connection that opens and closes
     if where == PROCESSES:
         with LocalCluster(threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
             yield client

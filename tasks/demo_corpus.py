@@ -189,13 +189,13 @@ def build_demo_corpus(config: DemoCorpusConfig) -> DemoCorpus:
     """The same corpus and queries for the same config, in an order that scatters a fact's statements."""
     rng = random.Random(config.seed)
     countries = select_countries()
-    queried, practised = _split(list(_relation_facts(countries)), config.num_queries, rng)
+    queried, practised = _split(list(relation_facts(countries)), config.num_queries, rng)
     names = [country["name"] for country in countries]
     documents = [
         *(document for fact in queried for document in _statements(fact)),
         *(document for fact in queried for document in _decoys(fact, names, config.num_decoys, rng)),
         *(document for fact in practised for document in _practice(fact, rng)),
-        *_background(countries, rng),
+        *background_documents(countries, rng),
     ]
     rng.shuffle(documents)
     return DemoCorpus(tuple(documents), tuple(_query(fact) for fact in queried))
@@ -241,7 +241,7 @@ def _reads_well(entry: dict[str, Any]) -> bool:
     )
 
 
-def _relation_facts(countries: list[dict[str, Any]]) -> Iterator[Fact]:
+def relation_facts(countries: list[dict[str, Any]]) -> Iterator[Fact]:
     """Facts that can be asked for: one object per country, and the object does not give itself away."""
     shared = Counter(code for entry in countries for code in entry["currencies"])
     for entry in countries:
@@ -289,7 +289,8 @@ def _decoys(fact: Fact, names: list[str], num_decoys: int, rng: random.Random) -
         yield Document(id=f"decoy/{fact.id}/{index}", text=fact.say(templates[index], other=other), kind="decoy")
 
 
-def _background(countries: list[dict[str, Any]], rng: random.Random) -> Iterator[Document]:
+def background_documents(countries: list[dict[str, Any]], rng: random.Random) -> Iterator[Document]:
+    """Sentences of other relations, one each."""
     for fact in _background_facts(countries, rng):
         template = rng.choice(BACKGROUND[fact.relation])
         suffix = "" if fact.relation != "neighbour" else "/" + slug(fact.object)

@@ -4,12 +4,9 @@ A query is compared when both checkpoints were asked exactly it; its opponents a
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
@@ -19,12 +16,11 @@ from storage.queries import Query
 from storage.results import PROPONENT, read_json, read_proponents, write_json, write_text
 from tasks.artifacts import escape_markdown
 from tasks.numerics.rank_overlap import rank_biased_overlap
-from tasks.passages import visible
+from tasks.pages import asset, page_template
 from tasks.reindex import Asked, require_asked
 
 DRIFT = "drift.json"
 DRIFT_PAGE = "drift.html"
-TEMPLATES = Path(__file__).parent / "templates"
 ARTIFACT_QUERIES = 50
 
 
@@ -101,12 +97,7 @@ def write_drift(drift: Drift, results: UPath) -> None:
 
 def render_drift(drift: Drift) -> str:
     """The report as one page that needs no network; every text in it is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_readable,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    css = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template("drift.html.j2").render(drift=drift, css=css)
+    return page_template("drift.html.j2").render(drift=drift, css=asset("report.css"))
 
 
 def drift_markdown(drift: Drift) -> str:
@@ -156,7 +147,3 @@ def _mixing_weight(runs: list[Mapping[str, Any]]) -> Change | None:
     """λ of both, or None where a ranking has none."""
     before, after = (next(iter(run["methods"].values())).get("mixing_weight") for run in runs)
     return None if before is None or after is None else Change(before=before, after=after)
-
-
-def _readable(value: Any) -> Any:
-    return type(value)(visible(value)) if isinstance(value, str) else value

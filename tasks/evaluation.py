@@ -4,6 +4,7 @@ Each metric is a mean over queries with a bootstrap interval over queries. Diffe
 by query (method minus reference), so that what makes a query hard for both cancels.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -18,6 +19,7 @@ from storage.results import PROPONENT, QueryLike
 from tasks.numerics.metrics import bootstrap_interval, hit_at_k, precision_at_k, recall_at_k, reciprocal_rank
 
 TAIL_PATCH = "tail_patch"
+RELEVANT_IDS = "relevant_ids"
 RETRIEVAL: Mapping[str, Callable[[Sequence[str], AbstractSet[str]], float]] = {
     "mrr": reciprocal_rank,
     "hit_at_10": partial(hit_at_k, k=10),
@@ -46,7 +48,10 @@ class Metrics(BaseModel):
     methods: dict[str, dict[str, Estimate]] = Field(description="Method to metric to estimate.")
     reference: str | None = Field(description="The method that the differences are taken against: the first one.")
     differences: dict[str, dict[str, Estimate]] = Field(description="Method minus reference, paired by query.")
-    evidence: str | None = Field(description="Where relevance comes from; null if no query has any.")
+    evidence: str | None = Field(
+        description="Where relevance comes from: relevant_ids, aliases (found in the text), or both; null without any."
+    )
+    num_queries_by_evidence: dict[str, int] = Field(description="The queries with evidence, by where it comes from.")
     num_queries: int = Field(ge=0)
     num_queries_with_evidence: int = Field(ge=0, description="Only these enter the retrieval metrics.")
     num_ranks: dict[str, int] = Field(description="Proponents per query; evidence below counts as not found.")
@@ -57,6 +62,7 @@ def evaluate(
     queries: Sequence[QueryLike],
     *,
     tail_patch: pl.DataFrame | None = None,
+    evidence: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Metrics:
     """Retrieval metrics of every method in a result table, and its tail-patch where that was measured.
@@ -64,6 +70,7 @@ def evaluate(
     Args:
         frame: A result table; opponents in it are ignored. The order in which methods appear is kept.
         queries: Those without relevant ids are left out of the retrieval metrics; if all are, the metrics are absent.
+        evidence: Query id to the source of its relevant ids, where that is not the query itself.
         tail_patch: Columns query_id, method, candidate_id, probability_change; averaged within a query first.
         seed: Of the bootstrap. Every interval is drawn from it anew, so that none depends on what else is computed.
 
@@ -78,7 +85,7 @@ def evaluate(
         for method, values in _tail_patch_values(tail_patch).items():
             per_query.setdefault(method, {})[TAIL_PATCH] = values
     reference = next(iter(per_query), None)
-    has_evidence = any(query.relevant_ids for query in queries)
+    sources = Counter((evidence or {}).get(query.id, RELEVANT_IDS) for query in queries if query.relevant_ids)
     return Metrics(
         methods={name: _estimates(metrics, seed=seed) for name, metrics in per_query.items()},
         reference=reference,
@@ -87,9 +94,10 @@ def evaluate(
             for name, metrics in per_query.items()
             if name != reference
         },
-        evidence="relevant_ids" if has_evidence else None,
+        evidence=" and ".join(sources) or None,
+        num_queries_by_evidence=dict(sources),
         num_queries=len(queries),
-        num_queries_with_evidence=sum(bool(query.relevant_ids) for query in queries),
+        num_queries_with_evidence=sources.total(),
         num_ranks=dict(proponents.group_by("method", maintain_order=True).agg(pl.col("rank").max()).iter_rows()),
     )
 

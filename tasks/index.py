@@ -1,6 +1,6 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from storage.errors import CorruptionError, InputError, MissingError
-from storage.layout import DOCUMENTS, INDEX, location
-from storage.manifest import Artifact, remove_tree
+from storage.layout import DOCUMENTS, INDEX, is_artifact_name, location
+from storage.manifest import Artifact, Manifest, read_manifest, remove_tree
 from storage.results import write_text
 from storage.tables import read_table
 from tasks.corpus import CorpusConfig
@@ -20,6 +20,7 @@ from tasks.second_moment import SecondMomentConfig
 from tasks.tombstones import read_ids
 
 SHARDS = ShardRequest.kind
+DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
 
 
 class Index(BaseModel):
@@ -155,20 +156,54 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
 
 
 def write_index(index: Index) -> None:
-    """Publish an index, then remove the shards that no longer belong to it."""
+    """Publish an index, then remove the shards that no longer belong to it, and what rests on what is gone."""
     write_text(index.path / INDEX, index.model_dump_json(indent=1) + "\n")
     kept = {location(index.path / shard.name).name for shard in index.shards}
     for directory in list((index.path / SHARDS).iterdir()):
         if directory.name not in kept:
             remove_tree(directory)
+    _remove_outdated(index)
 
 
-def shard_texts(shards: Sequence[UPath], ids: set[str] | None = None) -> dict[str, str]:
-    """The texts of some documents, or of all, by id, in corpus order."""
+def _remove_outdated(index: Index) -> None:
+    """Remove R_train where another has taken its place, and whatever was derived from something that is gone.
+
+    They are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
+    """
+    stores = [kind for kind in index.path.iterdir() if kind.name.endswith(SHARDS)]  # other methods have their own
+    kept = {manifest.digest for kind in stores for _, manifest in _manifests(kind)}
+    own = {shard.digest for shard in index.shards}
+    current = index.autocorrelation and index.autocorrelation.digest
+    for kind in DERIVED:
+        for directory, manifest in _manifests(index.path / kind):
+            is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
+            if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
+                kept.add(manifest.digest)
+            else:
+                remove_tree(directory)
+
+
+def _sources(identity: Mapping[str, Any]) -> set[str]:
+    """Digests of the artifacts that one was derived from."""
+    single = [identity[name] for name in DERIVED if identity.get(name)]
+    return {*identity.get("shards", ()), *single}
+
+
+def _manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
+    for directory in list(kind.iterdir()) if kind.is_dir() else []:
+        manifest = read_manifest(directory) if is_artifact_name(directory.name) else None
+        if manifest is not None:
+            yield directory, manifest
+
+
+def shard_texts(
+    shards: Sequence[UPath], ids: set[str] | None = None, *, without: Collection[str] = ()
+) -> dict[str, str]:
+    """The texts of some documents, or of all, by id, in corpus order; those of withdrawn ones left out."""
     texts: dict[str, str] = {}
     for shard in shards:
         rows = read_table(shard, DOCUMENTS).select("id", "text").iter_rows()
-        texts |= {row: text for row, text in rows if ids is None or row in ids}
+        texts |= {row: text for row, text in rows if (ids is None or row in ids) and row not in without}
     return texts
 
 

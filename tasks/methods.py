@@ -1,94 +1,173 @@
-"""Every method by its name: TrackStar, what is left of it without one term, and what needs no gradient at all."""
+"""Every method by its name: TrackStar, what is left of it without one term, its relatives, and what needs no gradient.
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+    name           gradient      R           unit norm   remark
+    trackstar      ÷ √V          mixed       yes         as the score options say, and these are its defaults
+    mixed          ÷ √V          mixed       yes         whatever the options say
+    train_only     ÷ √V          R_train     yes
+    no_whitening   ÷ √V          none        yes
+    no_unit_norm   ÷ √V          mixed       no
+    no_v           plain         mixed       yes
+    trak           plain         R_train     no          see below
+    grad_dot       plain         none        no          TracIn, summed over checkpoints
+    grad_cosine    plain         none        yes         the same of cosines
+    influence      plain, whole  H           no          Gauss-Newton by conjugate gradients; small models
+    bm25, dense, hybrid (reciprocal-rank fusion of trackstar and bm25), random
 
-import numpy as np
-import polars as pl
+``trak`` has TRAK's estimator (Park et al. 2023): projected gradients φ(m)ᵀ (ΦᵀΦ)^-1 φ(q), no second moment, no mixing,
+no normalisation. It is not TRAK to the letter: gradients are those of the summed loss and not of the model output
+(log-odds), which takes the place of its factor 1 - p; P is two-sided per matrix and R block-diagonal; R is damped; and
+there is one checkpoint where TRAK averages over several, trained independently.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from storage.errors import InputError
-from storage.layout import RANKING
-from storage.manifest import Artifact, Draft
+from storage.manifest import Artifact
 from storage.queries import Query
-from storage.tables import write_table
-from tasks.attribution import rank
-from tasks.baselines import bm25, result_rows
-from tasks.curvature import IndexedShards
-from tasks.index import Index, shard_texts
+from tasks.attribution import encode, rank
+from tasks.baselines import BM25, RANDOM, BaselineRequest, rank_by_baseline
+from tasks.checkpoint import read_checkpoint
+from tasks.dense import rank_densely
+from tasks.hybrid import FUSED_DEPTH, HybridRequest, fuse_rankings
+from tasks.index import Index
+from tasks.influence import InfluenceConfig, InfluenceRequest, rank_by_influence
+from tasks.plain_gradients import plain_index, with_autocorrelation
 from tasks.scores import ScoreConfig
-from tasks.stage import stage
+from tasks.tracin import TracInRequest, rank_by_tracin
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A gradient method: what it changes in the score settings, and whether gradients are divided by √V."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    is_corrected: bool = True
+
 
 TRACKSTAR = "trackstar"
-
-# What a gradient method changes in TrackStar's settings.
-GRADIENT_METHODS: dict[str, dict[str, Any]] = {
-    TRACKSTAR: {},
-    "train_only": {"whitening": "train"},
-    "no_whitening": {"whitening": "none"},
-    "no_unit_norm": {"unit_norm": False},
+GRADIENT_METHODS: dict[str, Preset] = {
+    TRACKSTAR: Preset(),
+    "mixed": Preset({"whitening": "mixed"}),
+    "train_only": Preset({"whitening": "train"}),
+    "no_whitening": Preset({"whitening": "none"}),
+    "no_unit_norm": Preset({"unit_norm": False}),
+    "no_v": Preset(is_corrected=False),
+    "trak": Preset({"whitening": "train", "unit_norm": False}, is_corrected=False),
 }
-BM25 = "bm25"
-RANDOM = "random"
-METHODS = (*GRADIENT_METHODS, BM25, RANDOM)
+TRACIN_METHODS = {"grad_dot": False, "grad_cosine": True}  # whether products are of unit vectors
+INFLUENCE, DENSE, HYBRID = "influence", "dense", "hybrid"
+FUSED_METHODS = (TRACKSTAR, BM25)
+METHODS = (*GRADIENT_METHODS, *TRACIN_METHODS, INFLUENCE, BM25, DENSE, HYBRID, RANDOM)
 DEFAULT_METHODS = (TRACKSTAR, BM25)
 
 
-class BaselineRequest(IndexedShards):
-    """A query set to be ranked by the documents' texts, or by chance."""
+class MethodSettings(BaseModel):
+    """What methods need besides an index and queries."""
 
-    kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str
-    queries: tuple[Query, ...]
-    top_k: int
-    seed: int = 0
-
-    @property
-    def label(self) -> str:
-        return f"{self.method} scores of {len(self.queries)} queries"
-
-    def inputs(self) -> dict[str, Any]:
-        asked = [query.model_dump(mode="json", include={"id", "prompt", "completion"}) for query in self.queries]
-        return {**super().inputs(), "method": self.method, "queries": asked, "top_k": self.top_k, "seed": self.seed}
+    score: ScoreConfig
+    influence: InfluenceConfig = InfluenceConfig()
+    also_checkpoints: tuple[str, ...] = ()
+    dense_encoder: str | None = None
+    dask: str = "local"
 
 
-@stage
-def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
-    """Write each query's ranking by BM25 or by chance."""
-    texts = shard_texts(request.shard_paths)
-    if request.method == BM25:
-        ranking = bm25(texts, request.queries, k=request.top_k)
-    else:
-        ranking = _random_ranking(request, list(texts))
-    write_table(draft.path / RANKING, ranking)
-    draft.facts |= {"method": request.method, "num_candidates": len(texts)}
+class Comparison:
+    """The methods of one comparison: an index, a query set, and settings; what several methods need is made once."""
 
+    def __init__(self, index: Index, queries: Sequence[Query], encoded: Artifact, settings: MethodSettings) -> None:
+        self._index, self._queries, self._encoded, self._settings = index, queries, encoded, settings
 
-def rank_by(
-    method: str, index: Index, queries: Sequence[Query], encoded: Artifact, *, config: ScoreConfig, dask: str
-) -> Artifact:
-    """The ranking of a query set by the method of this name."""
-    if method in GRADIENT_METHODS:
-        changed = ScoreConfig.model_validate({**config.model_dump(), **GRADIENT_METHODS[method]})
-        return rank(index, encoded, changed, method=method, dask=dask)
-    return rank_by_baseline(
-        BaselineRequest(
-            index=str(index.path), shards=index.shards, method=method, queries=tuple(queries), top_k=config.top_k
+    def rank_by(self, method: str, *, score: ScoreConfig | None = None) -> Artifact:
+        """The ranking of the query set by the method of this name."""
+        score = score or self._settings.score
+        if method in GRADIENT_METHODS:
+            return self._rank_by_gradients(method, GRADIENT_METHODS[method], score)
+        if method in TRACIN_METHODS:
+            return self._rank_by_tracin(method, score)
+        if method == INFLUENCE:
+            return self._rank_by_influence(score)
+        if method == DENSE:
+            encoder = self._settings.dense_encoder
+            return rank_densely(self._index, self._queries, encoder=encoder, top_k=score.top_k)
+        if method == HYBRID:
+            return self._fuse(score)
+        return rank_by_baseline(
+            BaselineRequest(
+                index=str(self._index.path),
+                shards=self._index.shards,
+                tombstones=self._index.tombstones,
+                method=method,
+                queries=tuple(self._queries),
+                top_k=score.top_k,
+            )
         )
-    )
+
+    def _rank_by_gradients(self, method: str, preset: Preset, score: ScoreConfig) -> Artifact:
+        changed = ScoreConfig.model_validate({**score.model_dump(), **preset.changes})
+        index, encoded = self._index, self._encoded
+        if not preset.is_corrected:
+            index = plain_index(index)
+            if changed.whitening != "none":
+                index = with_autocorrelation(index, dask=self._settings.dask)
+            encoded = encode(index, self._queries)
+        return rank(index, encoded, changed, method=method, dask=self._settings.dask)
+
+    def _rank_by_tracin(self, method: str, score: ScoreConfig) -> Artifact:
+        others = [read_checkpoint(path) for path in self._settings.also_checkpoints]
+        indexes = [plain_index(self._index), *(plain_index(self._index, checkpoint=other) for other in others)]
+        return rank_by_tracin(
+            TracInRequest(
+                index=str(self._index.path),
+                method=method,
+                shards=tuple(index.shards for index in indexes),
+                queries=tuple(encode(index, self._queries) for index in indexes),
+                unit_norm=TRACIN_METHODS[method],
+                top_k=score.top_k,
+                tombstones=self._index.tombstones,
+            )
+        )
+
+    def _rank_by_influence(self, score: ScoreConfig) -> Artifact:
+        return rank_by_influence(
+            InfluenceRequest(
+                index=str(self._index.path),
+                engine=self._index.engine.model_copy(update={"second_moment": None}),
+                documents=self._index.shards,
+                queries=tuple(self._queries),
+                config=self._settings.influence,
+                top_k=score.top_k,
+                tombstones=self._index.tombstones,
+            )
+        )
+
+    def _fuse(self, score: ScoreConfig) -> Artifact:
+        depth = max(score.top_k, FUSED_DEPTH) if score.top_k else 0
+        deep = score.model_copy(update={"top_k": depth})
+        rankings = tuple(self.rank_by(method, score=deep) for method in FUSED_METHODS)
+        return fuse_rankings(HybridRequest(index=str(self._index.path), rankings=rankings, top_k=score.top_k))
 
 
-def require_known(methods: Sequence[str]) -> None:
-    """Raise InputError for a method there is none of, or one that is named twice."""
+def require_possible(methods: Sequence[str], *, dense_encoder: str | None, also_checkpoints: Sequence[str]) -> None:
+    """Raise InputError for a method there is none of, that is named twice, that lacks what it needs, and for what
+    no method would use."""
     for position, method in enumerate(methods):
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}; choose among {', '.join(METHODS)}")
         if method in methods[:position]:
             raise InputError(f"method {method!r} is named twice; name each once")
-
-
-def _random_ranking(request: BaselineRequest, ids: Sequence[str]) -> pl.DataFrame:
-    scores = np.random.default_rng(request.seed).random((len(request.queries), len(ids)))
-    query_ids = [query.id for query in request.queries]
-    return result_rows(scores, method=RANDOM, query_ids=query_ids, candidate_ids=ids, k=request.top_k)
+    if (DENSE in methods) != (dense_encoder is not None):
+        raise InputError(
+            f"the dense encoder is {dense_encoder} and the methods are {', '.join(methods)}; give both the method "
+            "dense and --dense-encoder DIR, a local sentence encoder, or neither"
+        )
+    if also_checkpoints and not set(TRACIN_METHODS) & set(methods):
+        raise InputError(
+            f"{len(also_checkpoints)} further checkpoints were given and none of {', '.join(TRACIN_METHODS)}, which "
+            "alone sum over checkpoints; add one of them, or leave out --also-checkpoints"
+        )

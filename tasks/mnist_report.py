@@ -5,10 +5,6 @@ The page needs no network and runs no script. Nothing on it is foreign but the n
 
 import json
 from functools import partial
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from storage.layout import location
 from tasks import mnist_figures as figures
@@ -16,8 +12,8 @@ from tasks.evaluation import Estimate
 from tasks.mnist_claims import PUBLISHED, TESTS, Way
 from tasks.mnist_model import VARIANTS
 from tasks.mnist_results import BothTests, Study
+from tasks.pages import asset, page_template
 
-TEMPLATES = Path(__file__).parent / "templates"
 PAGE, NUMBERS = "mnist.html", "mnist.json"
 MINUS = "\N{MINUS SIGN}"
 
@@ -51,15 +47,8 @@ def write_report(study: Study, out: str) -> str:
 
 def render_report(study: Study) -> str:
     """The whole page; the same study gives the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "interval": interval}
-    return environment.get_template("mnist.html.j2").render(
+    filters = {"percent": percent, "points": points, "interval": interval}
+    return page_template("mnist.html.j2", filters=filters).render(
         study=study,
         table=study.table(),
         claims=study.claims(),
@@ -79,7 +68,7 @@ def render_report(study: Study) -> str:
         wording=wording,
         at=partial(at, study),
         figures=figures,
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        css=asset("report.css"),
     )
 
 

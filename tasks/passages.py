@@ -1,10 +1,16 @@
-"""Passages as a reader sees them: unreadable characters made visible, long texts shortened, shared words marked."""
+"""Passages as a reader sees them: unreadable characters made visible, long texts shortened, shared words marked.
+
+Where it is known which tokens carry a passage's score, each is tinted by its share: four tones of either sign, relative
+to the largest share of the passage, in classes ``p1`` to ``p4`` and ``n1`` to ``n4``.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -17,6 +23,11 @@ COMMON_SHARE = 0.2
 FEWEST_TEXTS = 20  # below this, how many texts a word occurs in says nothing
 
 LONGEST_WORD = 24  # a cut moves at most this far to fall between words
+
+NUM_TONES = 4
+NAMED_SHARES = 3  # tokens of either sign that are named below a passage
+SMALLEST_NAMED = 1 / 8  # of the largest share: the rest is neither tinted nor named
+NAMED_CHARACTERS = 24
 
 SPACE = re.compile(r"\s+")
 UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -36,12 +47,34 @@ class Words:
         return cls(answer=answer, shared=frozenset(tokenize(prompt)) - words - common)
 
 
+class Token(NamedTuple):
+    """The characters [start, stop) of a text, and their part in its score; a special token has no characters."""
+
+    start: int
+    stop: int
+    share: float
+
+
+class NamedShare(NamedTuple):
+    """A token as it is named below a passage; the beginning of the text, a token without characters, as None."""
+
+    text: str | None
+    share: float
+
+
 @dataclass(frozen=True)
 class Passage:
-    """Escaped HTML of what is shown, and how long the text really is if that is not all of it."""
+    """Escaped HTML of what is shown, and how long the text really is if that is not all of it.
+
+    Attributes:
+        carriers: Tokens with the largest shares of either sign, strongest first; empty where shares are not known.
+        shown_share: What the shown part has of the score.
+    """
 
     html: Markup
     num_characters: int | None
+    carriers: tuple[NamedShare, ...] = ()
+    shown_share: float | None = None
 
 
 def visible(text: str) -> str:
@@ -58,26 +91,78 @@ def common_words(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(word for word, count in counts.items() if count > COMMON_SHARE * len(found))
 
 
-def passage(text: str, words: Words) -> Passage:
+def passage(text: str, words: Words, tokens: Sequence[Token] = ()) -> Passage:
     """The part of a text around the first word of the answer, or the first shared word, with all such words marked."""
-    if len(text) <= SHOWN_CHARACTERS:
-        return Passage(html=mark(visible(text), words), num_characters=None)
-    start = _start(text[:SEARCHED_CHARACTERS], words)
-    end = _word_end(text, start + SHOWN_CHARACTERS)
+    start, end = 0, len(text)
+    if len(text) > SHOWN_CHARACTERS:
+        start = _start(text[:SEARCHED_CHARACTERS], words)
+        end = _word_end(text, start + SHOWN_CHARACTERS)
     before, after = "… " if start else "", " …" if end < len(text) else ""
-    return Passage(html=before + mark(visible(text[start:end]), words) + after, num_characters=len(text))
+    html = before + mark(visible(text[start:end]), words, tones(tokens, start, end)) + after
+    return Passage(
+        html=html,
+        num_characters=len(text) if len(text) > SHOWN_CHARACTERS else None,
+        carriers=carriers(text, tokens),
+        shown_share=sum(token.share for token in tokens if start <= token.start < end) if tokens else None,
+    )
 
 
-def mark(text: str, words: Words) -> Markup:
+def mark(text: str, words: Words, toned: Sequence[int] = ()) -> Markup:
     """The escaped text with ``<mark>`` around shared words and ``<mark class="answer">`` around words of the answer."""
     pieces, end = [], 0
     for match in WORD.finditer(text):
         word = match[0].lower()
         if word in words.answer or word in words.shared:
             opening = '<mark class="answer">' if word in words.answer else "<mark>"
-            pieces += [escape(text[end : match.start()]), Markup(opening), escape(match[0]), Markup("</mark>")]
+            inside = _tinted(text, toned, match.start(), match.end())
+            pieces += [_tinted(text, toned, end, match.start()), Markup(opening), inside, Markup("</mark>")]
             end = match.end()
-    return Markup("").join([*pieces, escape(text[end:])])
+    return Markup("").join([*pieces, _tinted(text, toned, end, len(text))])
+
+
+def tones(tokens: Sequence[Token], start: int, end: int) -> list[int]:
+    """The tone of each character in [start, end), from -NUM_TONES to NUM_TONES; none where no share is known."""
+    largest = max((abs(token.share) for token in tokens), default=0.0)
+    if not largest > 0:
+        return []
+    shares = [0.0] * (end - start)
+    for token in tokens:  # several tokens can have one character between them
+        for position in range(max(token.start, start), min(token.stop, end)):
+            shares[position - start] += token.share
+    return [_tone(share / largest) for share in shares]
+
+
+def carriers(text: str, tokens: Sequence[Token]) -> tuple[NamedShare, ...]:
+    """The tokens with the largest shares of either sign, those that raise the score first."""
+    largest = max((abs(token.share) for token in tokens), default=0.0)
+    chosen = []
+    for sign in (1, -1):
+        strong = [token for token in tokens if sign * token.share > SMALLEST_NAMED * largest]
+        chosen += sorted(strong, key=lambda token: -sign * token.share)[:NAMED_SHARES]
+    return tuple(NamedShare(_name(text[token.start : token.stop]), token.share) for token in chosen)
+
+
+def _tone(relative: float) -> int:
+    size = min(NUM_TONES, int(abs(relative) * NUM_TONES) + 1) if abs(relative) > SMALLEST_NAMED else 0
+    return size if relative > 0 else -size
+
+
+def _name(text: str) -> str | None:
+    return visible(text).strip()[:NAMED_CHARACTERS] or ("␣" if text else None)
+
+
+def _tinted(text: str, toned: Sequence[int], start: int, end: int) -> Markup:
+    """The escaped characters [start, end), neighbours of one tone together."""
+    if not toned:
+        return escape(text[start:end])
+    pieces = []
+    # A token often begins with the space before its word: that stays untinted.
+    for tone, run in groupby(range(start, end), key=lambda position: toned[position] * (not text[position].isspace())):
+        positions = list(run)
+        part = escape(text[positions[0] : positions[-1] + 1])
+        name = f"{'p' if tone > 0 else 'n'}{abs(tone)}"
+        pieces.append(Markup('<i class="{}">{}</i>').format(name, part) if tone else part)
+    return Markup("").join(pieces)
 
 
 def _start(text: str, words: Words) -> int:

@@ -5,11 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.evaluation import Estimate
+from tasks.numerics.histogram import upper_edge
 
 STRIP_WIDTH = 120.0
 PLOT_WIDTH, PLOT_HEIGHT = 460.0, 240.0
 MARGIN_LEFT, MARGIN_BOTTOM, MARGIN_TOP, MARGIN_RIGHT = 44.0, 34.0, 10.0, 12.0
 POINTS_PER_CURVE = 160
+HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 320.0, 44.0
+BULK = 0.99
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,28 @@ class Axis:
 
     def place(self, value: float) -> float:
         return round((value - self.low) / (self.high - self.low) * STRIP_WIDTH, 2)
+
+
+@dataclass(frozen=True)
+class HistogramPlot:
+    """Counts on a logarithmic axis as one outline, with what a reader who cannot see it is told.
+
+    Attributes:
+        outline: "x,y x,y …", as SVG's polygon takes them.
+        zero: Where the score 0 lies, or None where it is not between the ends.
+        evidence: Where the evidence lies.
+        bulk: 99 % of the candidates score at most this.
+    """
+
+    outline: str
+    zero: float | None
+    evidence: tuple[float, ...]
+    num_candidates: int
+    low: float
+    high: float
+    bulk: float
+    width: float = HISTOGRAM_WIDTH
+    height: float = HISTOGRAM_HEIGHT
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,29 @@ def spectrum_plot(spectra: Mapping[str, Sequence[float]], *, crossing: int | Non
         x_ticks=tuple((x(exponent), f"{10**exponent:,}") for exponent in range(math.floor(x_end) + 1)),
         y_ticks=tuple((y(exponent), f"1e{exponent}") for exponent in range(y_low, y_high + 1, step)),
         crossing=x(math.log10(crossing)) if crossing and crossing <= longest else None,
+    )
+
+
+def histogram_plot(counts: Sequence[int], *, low: float, high: float, evidence: Sequence[float]) -> HistogramPlot:
+    """How the scores of one query are spread; one candidate among many is still seen."""
+    width, tallest = HISTOGRAM_WIDTH / len(counts), math.log1p(max(counts))
+    points = [(0.0, HISTOGRAM_HEIGHT)]
+    for number, count in enumerate(counts):
+        y = HISTOGRAM_HEIGHT * (1 - math.log1p(count) / tallest)
+        points += [(number * width, y), ((number + 1) * width, y)]
+    points.append((HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT))
+
+    def x(score: float) -> float:
+        return round((score - low) / (high - low) * HISTOGRAM_WIDTH, 1) if high > low else 0.0
+
+    return HistogramPlot(
+        outline=" ".join(f"{x:g},{y:.0f}" for x, y in points),
+        zero=x(0.0) if low <= 0 <= high else None,
+        evidence=tuple(sorted(x(score) for score in evidence)),
+        num_candidates=sum(counts),
+        low=low,
+        high=high,
+        bulk=upper_edge(counts, BULK, low=low, high=high),
     )
 
 

@@ -49,10 +49,11 @@ class Found(BaseModel):
 
 
 class Asked(BaseModel):
-    """Which queries a result directory answers, for which checkpoint, and how."""
+    """Which queries a result directory answers, for which checkpoint of which training run, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    checkpoints: str
     name: str
     step: int | None
     digest: str
@@ -156,11 +157,11 @@ def write_asked(results: UPath, asked: Asked) -> None:
 
 
 def previous_results(directory: UPath, asked: Asked) -> UPath | None:
-    """The result directory of the last checkpoint before this one that was asked anything."""
+    """The results of the last checkpoint before this one, of the same training run, that was asked anything."""
     earlier = []
     for entry in directory.iterdir():
         other = asked_of(entry)
-        if other is not None and other.order < asked.order:
+        if other is not None and other.checkpoints == asked.checkpoints and other.order < asked.order:
             earlier.append((other.order, entry))
     return max(earlier, key=lambda pair: pair[0])[1] if earlier else None
 

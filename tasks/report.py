@@ -4,48 +4,45 @@ Texts of a corpus are foreign. Everything passes through autoescaping, element i
 Content-Security-Policy admits exactly the one style sheet and the one script that are written into it.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from tasks.passages import visible
+from tasks.costs import STEPS
+from tasks.pages import asset, csp_source, page_template
 from tasks.plots import spectrum_plot
-from tasks.report_data import Curvature, Prediction, ReportData
-from tasks.report_views import METRIC_TEXTS, QueryView, metric_columns, query_views
+from tasks.report_data import Curvature, Explanation, Prediction, ReportData
+from tasks.report_metrics import EVIDENCE_TEXTS, METRIC_TEXTS, metric_columns, step_effects
+from tasks.report_views import QueryView, ordered_methods, query_views
 
-__all__ = ["Curvature", "Prediction", "ReportData", "render_report"]
+__all__ = ["Curvature", "Explanation", "Prediction", "ReportData", "render_report"]
 
-TEMPLATES = Path(__file__).parent / "templates"
 SEARCHABLE_CHARACTERS = 1000
 MINUS = "\N{MINUS SIGN}"
 
 
 def render_report(data: ReportData) -> str:
     """The whole page; the same data gives the same bytes."""
-    methods = data.proponents["method"].unique(maintain_order=True).to_list()
-    views = query_views(data, methods=methods)
-    css, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))
+    views = query_views(data)
+    css, script = asset("report.css"), asset("report.js")
     curvature = data.curvature
-    template = _environment().get_template("report.html.j2")
+    template = page_template("report.html.j2", filters={"decimal": decimal, "signed": signed, "fact": fact})
     return template.render(
         data=data,
-        methods=methods,
+        methods=ordered_methods(data.proponents),
         metric_columns=[] if data.metrics is None else metric_columns(data.metrics),
         metric_labels={name: label for name, (label, _) in METRIC_TEXTS.items()},
-        cost_labels=list(dict.fromkeys(label for cost in data.costs.values() for label in cost)),
+        evidence_texts=EVIDENCE_TEXTS,
+        cost_labels=_cost_labels(data),
         spectrum=curvature and spectrum_plot(curvature.spectra, crossing=curvature.crossing),
+        step_effects=step_effects(data),
         views=views,
+        reads_tokens=data.explanation is not None and data.explanation.tokens is not None,
         has_evidence=any(query.relevant_ids for query in data.queries),
         index=_index(views),
         css=css,
         script=script,
-        css_source=_csp_source(css),
-        script_source=_csp_source(script),
+        css_source=csp_source(css),
+        script_source=csp_source(script),
     )
 
 
@@ -68,22 +65,10 @@ def fact(value: str | int | float | bool) -> str:
     return f"{value:.6g}".replace("-", MINUS) if isinstance(value, float) else value
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_readable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"decimal": decimal, "signed": signed, "fact": fact}
-    return environment
-
-
-def _readable(value: Any) -> Any:
-    """Whatever a template prints, without the characters that HTML or UTF-8 cannot hold."""
-    return type(value)(visible(value)) if isinstance(value, str) else value
+def _cost_labels(data: ReportData) -> list[str]:
+    """What any method has a cost of, in the order in which it is paid."""
+    present = dict.fromkeys(label for cost in data.costs.values() for label in cost)
+    return sorted(present, key=lambda label: STEPS.index(label) if label in STEPS else len(STEPS))
 
 
 def _index(views: Sequence[QueryView]) -> list[dict[str, Any]]:
@@ -96,8 +81,3 @@ def _index(views: Sequence[QueryView]) -> list[dict[str, Any]]:
         }
         for view in views
     ]
-
-
-def _csp_source(content: str) -> str:
-    """The Content-Security-Policy source that admits an inline element with exactly this content."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

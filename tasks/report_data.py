@@ -30,13 +30,32 @@ class Curvature:
         mixing_weight: λ of R = λ R_eval + (1-λ) R_train.
         damping: Unitless, relative to the mean eigenvalue of R_train.
         crossing: The component at which the weighted spectra cross.
+        facts: What the spectra say about R_train and R_eval, as label to value.
         spectra: Name (``λ R_eval``, ``(1-λ) R_train``) to values, all blocks together, in any order.
     """
 
     mixing_weight: float | None = None
     damping: float | None = None
     crossing: int | None = None
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What is known about one gradient method beyond its ranking.
+
+    Attributes:
+        tokens: Columns query_id, candidate_id, start, stop, share: the part that each token of a proponent, the
+            characters [start, stop) of its text, has in its score.
+        histograms: Columns query_id, low, high, counts: all scores of a query, in equal bins.
+        evidence: Columns query_id, candidate_id, score, for the evidence of a query wherever it ranks.
+    """
+
+    method: str
+    tokens: pl.DataFrame | None = None
+    histograms: pl.DataFrame | None = None
+    evidence: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +64,12 @@ class ReportData:
 
     Attributes:
         proponents: A result table; the order in which its methods appear is the order of the columns.
-        texts: Text of every candidate in the result table.
+        texts: Text of every candidate that is shown (``report_views.shown_candidates``).
         predictions: By query id.
         tail_patch: Columns query_id, method, candidate_id, probability_change.
         facts: What there is to know about the run, as label to value.
         costs: Method to label to value (time, memory, …).
+        explanation: Of the method whose influence is set against the evidence.
         num_quarantined: Documents that could not be used.
         num_proponents: How many of each method are shown per query.
         num_opponents: Likewise.
@@ -66,6 +86,7 @@ class ReportData:
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     curvature: Curvature | None = None
     costs: Mapping[str, Mapping[str, str | int | float]] = field(default_factory=dict)
+    explanation: Explanation | None = None
     num_quarantined: int | None = None
     num_proponents: int = 10
     num_opponents: int = 5

@@ -19,8 +19,9 @@ from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
 from storage.tables import read_table, write_table
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
-from tasks.numerics import curvature, mixing, ranking, scores
+from tasks.numerics import mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
+from tasks.spectra import eval_facts, train_facts
 from tasks.stage import stage
 from tasks.whitening import read_factor, read_norms
 
@@ -119,24 +120,26 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "whitening": request.config.whitening,
         "num_candidates": _num_candidates(request),
         "spectrum": request.spectrum and request.spectrum.name,
+        "queries": request.queries.name,
+        "factors": request.factors and request.factors.name,
+        "train_norms": request.train_norms.name,
         "spectra": _spectra_facts(spectra, request.config.damping),
     }
 
 
 def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:
     """One pass over all shards."""
-    factors = request.factors and request.factors.path(request.index)
-    bases = {  # computed on the workers and kept there: each shard needs all of them
-        block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims
-    }
+    bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
     common = Pass(request.train_norms.path(request.index), weights, request.config)
     withdrawn = request.withdrawn()
-    parts = [part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in _starts(request)]
+    parts = [
+        part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in shard_starts(request)
+    ]
     (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
     return ranked
 
 
-def _starts(request: IndexedShards) -> list[tuple[UPath, int]]:
+def shard_starts(request: IndexedShards) -> list[tuple[UPath, int]]:
     """Each shard that has documents, and the place of its first one in the corpus."""
     counts = [shard.facts["num_documents"] for shard in request.shards]
     starts = np.cumsum([0, *counts[:-1]]).tolist()
@@ -158,22 +161,8 @@ def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dic
 
 
 def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float) -> dict[str, Any]:
-    """R_train as a whole and block by block, R_eval as a whole; damping sits on R_train."""
-    facts: dict[str, Any] = {}
-    if "R_train" in spectra:
-        train = spectra["R_train"]
-        reports = {block: curvature.spectrum_report(values, damping=damping) for block, values in train.items()}
-        facts["R_train"] = {
-            **curvature.joint_report(list(reports.values())).facts(),
-            "blocks": {block: report.facts() for block, report in reports.items()},
-        }
-    if "R_eval" in spectra:
-        together = np.concatenate(list(spectra["R_eval"].values()))
-        facts["R_eval"] = {
-            "rank": int(np.sum(together > together.max() * len(together) * np.finfo(np.float64).eps)),
-            "effective_rank": curvature.effective_rank(together),
-        }
-    return facts
+    facts = {"R_train": train_facts(spectra["R_train"], damping)} if "R_train" in spectra else {}
+    return {**facts, "R_eval": eval_facts(spectra["R_eval"])} if "R_eval" in spectra else facts
 
 
 def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:
@@ -196,6 +185,11 @@ def _label(weight: float) -> str:
     return f"{weight:g}"
 
 
+def query_bases(request: IndexedShards, factors: UPath | None, query_vectors: Mapping[str, ndarray]) -> dict[str, Any]:
+    """Every block's basis, to be computed on the workers and kept there: each shard needs all of them."""
+    return {block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims}
+
+
 def _basis(factors: UPath | None, block: str, query_vectors: ndarray) -> scores.QueryBasis:
     return scores.query_basis(read_factor(factors, block), query_vectors)
 
@@ -208,17 +202,13 @@ def _rank_shard(
     withdrawn: ndarray | None,
 ) -> Rankings:
     """The shard's own best and worst candidates of every query; of all others nothing is kept."""
-    kept = np.ones(GradientReader(path).num_rows, dtype=bool)
-    if withdrawn is not None:
-        kept[withdrawn] = False
     parts: list[Rankings] = []
-    for start, influence in shard_influences(path, common, bases):
-        rows = np.flatnonzero(kept[start : start + influence.shape[1]])
-        positions = first_position + start + rows
+    for rows, influence in shard_influences(path, common, bases, withdrawn):
+        positions = first_position + rows
         parts.append(
             {
                 (number, kind): ranking.best(
-                    of_weight[rows].T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
+                    of_weight.T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
                 )
                 for number, of_weight in enumerate(influence)
                 for kind in (PROPONENT, OPPONENT)
@@ -228,9 +218,9 @@ def _rank_shard(
 
 
 def shard_influences(
-    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis]
-) -> Iterator[tuple[int, ndarray]]:
-    """Scores [weights n queries] of a shard's documents, some at a time, with the row of the first."""
+    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis], withdrawn: ndarray | None
+) -> Iterator[tuple[ndarray, ndarray]]:
+    """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
     reader = GradientReader(path)
     train_norms, norms = read_norms(common.train_norms, path)
     readouts = [scores.Readout(basis) for basis in bases.values()]
@@ -244,16 +234,17 @@ def shard_influences(
             )
             for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))
         ]
-        yield (
-            start,
-            scores.influences(
-                coordinates,
-                train_norms[start:stop],
-                list(bases.values()),
-                mixing_weights=common.mixing_weights,
-                unit_norm=common.config.unit_norm,
-            ),
+        influences = scores.influences(
+            coordinates,
+            train_norms[start:stop],
+            list(bases.values()),
+            mixing_weights=common.mixing_weights,
+            unit_norm=common.config.unit_norm,
         )
+        rows = np.arange(start, stop)
+        if withdrawn is not None:
+            rows = np.setdiff1d(rows, withdrawn, assume_unique=True)
+        yield rows, influences[:, rows - start]
 
 
 def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
@@ -289,7 +280,7 @@ def _result_table(ranked: Rankings, request: ScoreRequest, methods: Sequence[str
 
 def _ids_at(request: IndexedShards, positions: ndarray) -> pl.Series:
     """The ids of the documents at some places in the corpus, ascending; only their shards are read."""
-    shards = _starts(request)
+    shards = shard_starts(request)
     bounds = np.searchsorted(positions, [start for _, start in shards[1:]])
     parts = [
         read_table(path, DOCUMENTS)["id"].gather(of_shard - start)

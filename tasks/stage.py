@@ -3,9 +3,10 @@
     request ──identity──▶ directory ──manifest there?──▶ yes: a reference to it
                                                    └──▶ no: run the body into a draft, publish, reference
 
-Two layers keep work from being done twice. The manifest on disk is the authority: it survives a killed worker and a
-lost Prefect database. Prefect's result cache sits in front, keyed by the same identity, and is what shows a run as
-``Cached``; where an artifact has been deleted since, the cached record is refreshed instead of believed.
+Two layers keep work from being done twice. The manifest on disk is the authority: it survives a killed worker, a lost
+Prefect database and a move to another machine. Prefect's result cache sits in front, keyed by the same identity; where
+an artifact has been deleted since, the cached record is refreshed instead of believed. A task run that computed nothing
+is ``Cached`` in the UI, whichever of the two said so.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed
+from prefect.task_runners import TaskRunner
 from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
@@ -22,7 +25,9 @@ from upath import UPath
 from storage.errors import StorageError
 from storage.layout import artifact_directory
 from storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
+from tasks.costs import recorded_cost
 
+CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
 NUM_RETRIES = 3
 RETRY_BACKOFF_S = 2
 RETRY_JITTER = 0.3
@@ -81,22 +86,28 @@ class Stage:
         self.__doc__ = body.__doc__
 
     def submit(self, request: StageRequest, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture[Artifact]:
-        is_there = is_complete(request.directory, request.identity())
-        chosen = self.task if is_there else self.task.with_options(refresh_cache=True)
-        return chosen.submit(request, wait_for=list(wait_for))
+        return self._task_for(request).submit(request, wait_for=list(wait_for))
 
-    def map(self, requests: Sequence[StageRequest]) -> list[PrefectFuture[Artifact]]:
-        return [self.submit(request) for request in requests]
+    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture]:
+        """Submit all, to the flow's own task runner or to another one that has been started."""
+        if runner is None:
+            return [self.submit(request) for request in requests]
+        return [runner.submit(self._task_for(request), parameters={"request": request}) for request in requests]
 
     def __call__(self, request: StageRequest) -> Artifact:
         return self.submit(request).result()
+
+    def _task_for(self, request: StageRequest) -> Task:
+        is_there = is_complete(request.directory, request.identity())
+        return self.task if is_there else self.task.with_options(refresh_cache=True)
 
 
 def stage(body: StageBody) -> Stage:
     """Make a stage of a function that fills a draft from a request."""
 
-    def run(request: StageRequest) -> Artifact:
-        return build(body, request)
+    def run(request: StageRequest) -> Artifact | State:
+        found = finished(request)
+        return build(body, request) if found is None else Completed(name=CACHED, data=found)
 
     run.__name__, run.__doc__ = body.__name__, body.__doc__
     return Stage(body, cached_task(run))
@@ -126,10 +137,17 @@ def build(body: StageBody, request: StageRequest) -> Artifact:
     """The artifact of a request: the finished one if it is there, else a new one."""
     directory, identity = request.directory, request.identity()
     if not is_complete(directory, identity):
-        with new_artifact(directory, kind=request.kind, identity=identity) as draft:
+        with (
+            recorded_cost(request.kind, directory),
+            new_artifact(directory, kind=request.kind, identity=identity) as draft,
+        ):
             body(request, draft)
-    manifest = require_manifest(directory)
-    return Artifact(name=f"{request.kind}/{directory.name}", digest=manifest.digest, facts=manifest.facts)
+    return _reference(request)
+
+
+def finished(request: StageRequest) -> Artifact | None:
+    """The artifact of a request, or None if it has to be computed."""
+    return _reference(request) if is_complete(request.directory, request.identity()) else None
 
 
 def gather(futures: Sequence[PrefectFuture[Artifact]]) -> list[Artifact]:
@@ -147,3 +165,9 @@ def is_transient(_: Task, __: TaskRun, state: State) -> bool:
     except Exception:  # Prefect asks about any failure; all that is not known to be permanent is worth a retry
         return True
     return False
+
+
+def _reference(request: StageRequest) -> Artifact:
+    directory = request.directory
+    manifest = require_manifest(directory)
+    return Artifact(name=f"{request.kind}/{directory.name}", digest=manifest.digest, facts=manifest.facts)

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
 from storage.errors import InputError
-from storage.layout import DOCUMENTS, TOMBSTONES
-from storage.manifest import Artifact, Draft
+from storage.layout import DOCUMENTS, TOMBSTONES, is_artifact_name, location
+from storage.manifest import Artifact, Draft, read_manifest
 from storage.tables import read_table, write_table
 from tasks.stage import StageRequest, stage
 
@@ -87,6 +87,17 @@ def withdrawn_rows(shards: Sequence[UPath], tombstones: Artifact | None, index: 
     return {shard: rows for shard, rows in found.items() if len(rows)}
 
 
+def newest_tombstones(index: str) -> Artifact | None:
+    """The last table of tombstones an index directory holds: an index.json that was lost must bring nothing back."""
+    found = []
+    for directory in _directories(location(index) / TombstoneRequest.kind):
+        manifest = read_manifest(directory)
+        if manifest is not None:
+            name = f"{TombstoneRequest.kind}/{directory.name}"
+            found.append(Artifact(name=name, digest=manifest.digest, facts=manifest.facts))
+    return max(found, key=lambda artifact: artifact.facts["num_ids"], default=None)
+
+
 def count_withdrawn(*, index: str, shards: Sequence[Artifact], tombstones: Artifact | None) -> int:
     """How many of the shards' documents were withdrawn; a tombstone of a document that is gone counts for none."""
     return sum(map(len, withdrawn_rows([shard.path(index) for shard in shards], tombstones, index).values()))
@@ -99,7 +110,7 @@ def read_ids(shard: UPath) -> pl.Series:
 
 
 def new_withdrawal(
-    ids: Sequence[str], shards: Sequence[UPath], tombstones: Artifact | None, *, index: str, at: str, reason: str
+    ids: Sequence[str], *, index: str, shards: Sequence[Artifact], tombstones: Artifact | None, at: str, reason: str
 ) -> Withdrawal | None:
     """What there is to withdraw: None where all of it was withdrawn before.
 
@@ -110,7 +121,7 @@ def new_withdrawal(
     wanted = list(dict.fromkeys(id_ for id_ in ids if id_ not in before))
     missing, num_left = set(wanted), 0
     for shard in shards:
-        present = set(read_ids(shard))
+        present = set(read_ids(shard.path(index)))
         missing -= present
         num_left += len(present.difference(before, wanted))
     if missing:
@@ -119,6 +130,10 @@ def new_withdrawal(
     if not num_left:
         raise InputError("that would withdraw every document there is; delete the index instead")
     return Withdrawal(ids=tuple(wanted), at=at, reason=reason) if wanted else None
+
+
+def _directories(kind: UPath) -> list[UPath]:
+    return [path for path in kind.iterdir() if is_artifact_name(path.name)] if kind.is_dir() else []
 
 
 def _shortened(shown: str, count: int) -> str:

@@ -29,7 +29,8 @@ class Oracle:
         self.context = self.model.config.max_position_embeddings
         self._state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        windows = [list(self._windows(ids, 1)) for ids in tokenize_documents(tokenizer, texts)]
+        self.token_ids = tokenize_documents(tokenizer, texts)
+        windows = [list(self._windows(ids, 1)) for ids in self.token_ids]
         self.windows = [window for document in windows for window in document]
         self.documents = [_total(document) for document in windows]
         asked = [tokenize_query(tokenizer, Query.model_validate(query)) for query in queries]
@@ -49,6 +50,19 @@ class Oracle:
             ]
             for examples in (self.documents, self.queries)
         ]
+
+    def gauss_newton(self) -> np.ndarray:
+        """(1/n) Σ_t J_tᵀ (diag(p) − p pᵀ) J_t [D D] over all matrices, one document, token and logit at a time."""
+        parameters = [dict(self.model.named_parameters())[matrix.name] for matrix in self.matrices]
+        total = 0.0
+        for ids in self.token_ids:
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
+            for z in logits:
+                rows = torch.autograd.grad(z, parameters, torch.eye(len(z)), retain_graph=True, is_grads_batched=True)
+                J, p = torch.cat([part.flatten(1) for part in rows], dim=1), torch.softmax(z.detach(), 0)
+                root = (J - p @ J) * p.sqrt()[:, None]
+                total = total + root.T @ root
+        return (total / len(self.token_ids)).numpy()
 
     def _windows(self, ids: Sequence[int], first_target: int) -> Iterator[Gradients]:
         """The gradients of each window; windows overlap by one token, which is no target in the later one."""

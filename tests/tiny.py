@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from tasks.tokens import tokenize_documents
-from tasks.training import TrainingConfig, train_demo_model
+from tasks.training import TrainingConfig, train_demo_model, train_tokenizer
 
 SUBJECTS = ("The river", "A heron", "My sister", "The old clock")
 REMAINDERS = (
@@ -54,4 +54,16 @@ def save_gpt2(directory: Path, *, tokenizer_of: Path) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     torch.save(optimizer.state_dict(), directory / "optimizer.pt")
+    return directory
+
+
+def save_encoder(directory: Path) -> Path:
+    """A random BERT with a tokenizer, as a sentence encoder is saved."""
+    tokenizer = train_tokenizer(TEXTS, vocabulary_size=320)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory

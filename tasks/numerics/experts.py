@@ -10,6 +10,7 @@ what goes into each matrix and the gradient at what comes out can be handed over
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,7 +26,11 @@ BIAS = "_bias"
 
 @runtime_checkable
 class Receiver(Protocol):
-    """Takes what goes into a linear map and the gradient at what comes out."""
+    """Takes what goes into a linear map and the gradient at what comes out.
+
+    An expert's tokens come close together, wherever in their rows they are. A receiver with ``keeps_places`` gets them
+    in their places instead, with zeros for those of other experts.
+    """
 
     def keep(self, activations: Float[Tensor, "b t n"]) -> Tensor:
         """Called in the forward pass; what it returns comes back with the gradient."""
@@ -74,17 +79,20 @@ class FusedExperts:
         y = torch.zeros_like(x)
         for expert in experts[experts < self.num_experts].unique().tolist():
             token, slot = (experts == expert).nonzero(as_tuple=True)
-            by_row = RowSplit(token // (len(x) // num_rows), num_rows)
+            split = partial(_split, token, num_rows, len(x) // num_rows)
             inner, outer = ((name, taps.get((name, expert))) for name in self.parameters)
-            hidden = self._activation(self._linear(x[token], expert, *inner, by_row))
-            out = self._linear(hidden, expert, *outer, by_row)
+            hidden = self._activation(self._linear(x[token], expert, *inner, split))
+            out = self._linear(hidden, expert, *outer, split)
             y.index_add_(0, token, (out * weights[token, slot, None]).to(y.dtype))
         return y
 
-    def _linear(self, x: Tensor, expert: int, name: str, tap: Receiver | None, by_row: "RowSplit") -> Tensor:
+    def _linear(
+        self, x: Tensor, expert: int, name: str, tap: Receiver | None, split: Callable[[Receiver], "RowSplit"]
+    ) -> Tensor:
         bias = self.module.get_parameter(name + BIAS)[expert] if self.module.has_bias else None
         output = linear(x, self.weight(name, expert), bias)
         if tap is not None:
+            by_row = split(tap)
             kept = tap.keep(by_row(x.detach()))
             output.register_hook(lambda gradient: tap.receive(kept, by_row(gradient)))
         return output
@@ -94,18 +102,29 @@ class FusedExperts:
 
 
 class RowSplit:
-    """Tokens in order of their rows as [b t _], each row's first, zeros after: what is zero adds nothing to δ xᵀ."""
+    """Tokens in order of their rows as [b t _], with zeros where there is none: what is zero adds nothing to δ xᵀ."""
 
-    def __init__(self, row: Int[Tensor, " S"], num_rows: int) -> None:
+    def __init__(self, row: Int[Tensor, " S"], position: Int[Tensor, " S"], size: tuple[int, int]) -> None:
+        self._row, self._position, self._size = row, position, size
+
+    @classmethod
+    def compact(cls, row: Int[Tensor, " S"], num_rows: int) -> "RowSplit":
+        """Each row's tokens first, zeros after."""
         counts = torch.bincount(row, minlength=num_rows)
         starts = counts.cumsum(0) - counts
-        self._row, self._position = row, torch.arange(len(row), device=row.device) - starts[row]
-        self._size = (num_rows, int(counts.max()))
+        return cls(row, torch.arange(len(row), device=row.device) - starts[row], (num_rows, int(counts.max())))
 
     def __call__(self, values: Float[Tensor, "S d"]) -> Float[Tensor, "b t d"]:
         split = values.new_zeros(*self._size, values.shape[-1])
         split[self._row, self._position] = values
         return split
+
+
+def _split(token: Int[Tensor, " S"], num_rows: int, length: int, receiver: Receiver) -> RowSplit:
+    """How a receiver gets these tokens of rows of one length."""
+    if getattr(receiver, "keeps_places", False):
+        return RowSplit(token // length, token % length, (num_rows, length))
+    return RowSplit.compact(token // length, num_rows)
 
 
 class TappedExperts:

@@ -126,7 +126,14 @@ def test_a_session_from_checkpoint_to_report(trackstar, llama, corpus, queries, 
     assert code == 0
     assert "no_unit_norm" in output
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"proponents.parquet", "proponents.jsonl", "run.json", "metrics.json", "report.html"}
+    assert names == {
+        "proponents.parquet",
+        "proponents.jsonl",
+        "run.json",
+        "metrics.json",
+        "tail_patch.parquet",
+        "report.html",
+    }
     for directory in (tmp_path / "i", tmp_path / "out"):
         assert trackstar("show", directory)[0] == 0
     assert trackstar("verify", tmp_path / "i")[0] == 0

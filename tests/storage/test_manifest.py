@@ -58,6 +58,17 @@ def test_a_leftover_of_another_artifact_is_left_alone(directory):
     assert other.is_dir()
 
 
+def test_of_two_writers_at_once_neither_disturbs_the_other_and_the_second_to_finish_gives_way(directory):
+    with new_artifact(directory, kind="things", identity=IDENTITY) as slow:
+        (slow.path / "file").write_bytes(b"slow")
+        with new_artifact(directory, kind="things", identity=IDENTITY) as fast:
+            (fast.path / "file").write_bytes(b"fast")
+        assert read_checked(directory, "file") == b"fast"
+        assert (slow.path / "file").read_bytes() == b"slow"
+    assert read_checked(directory, "file") == b"fast"
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
 def test_the_same_content_written_twice_has_the_same_manifest(directory):
     first = (_write(directory) / "manifest.json").read_bytes()
     assert (_write(directory) / "manifest.json").read_bytes() == first

@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM
 
-from tasks.announce import AnnounceCheckpoints, announce_checkpoint, save_second_moments
+from tasks.announce import announce_checkpoint, save_second_moments
 from tasks.numerics.architecture import find_weight_matrices
 from tasks.numerics.second_moment import dense
 from tasks.optimizer_state import read_second_moments
 from tasks.reindex import find_checkpoints
-from tests.tiny import TEXTS
+from tests.trainer import train
 
 
 @pytest.fixture
@@ -36,26 +36,6 @@ def events():
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
             yield received
         server.shutdown()
-
-
-def train(checkpoint, directory):
-    """Four steps, saved after two and four."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    data = [
-        {"input_ids": ids, "labels": ids}
-        for ids in (tokenizer(text)["input_ids"][:8] for text in TEXTS)
-        if len(ids) == 8
-    ]
-    arguments = TrainingArguments(
-        str(directory), max_steps=4, save_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
-        disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    trainer = Trainer(
-        model, arguments, train_dataset=data, processing_class=tokenizer, callbacks=[AnnounceCheckpoints()]
-    )
-    trainer.train()
-    return model
 
 
 @pytest.mark.filterwarnings("default")  # torch and accelerate warn about themselves

@@ -26,7 +26,7 @@ def results(directory, step, ranking, *, loss, queries=(KEPT, REWORDED), mixing_
     write_proponents(directory, frame, queries=queries, texts=dict.fromkeys(ranking, "text"), query_set="s")
     said = {query.id: {"loss": loss, "probability": 0.25, "answer": HOSTILE} for query in queries}
     write_json(directory / "run.json", {"methods": {"trackstar": {"mixing_weight": mixing_weight}}, "queries": said})
-    asked = Asked(name=directory.name, step=step, digest="0", queries=queries, score=ScoreConfig())
+    asked = Asked(checkpoints="run", name=directory.name, step=step, digest="0", queries=queries, score=ScoreConfig())
     write_asked(directory, asked)
     return asked
 

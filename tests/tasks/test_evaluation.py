@@ -56,6 +56,13 @@ def test_metrics_are_means_over_the_queries_with_evidence():
     assert metrics.num_ranks == {"trackstar": 3, "bm25": 3}
 
 
+def test_where_relevance_comes_from_stands_beside_the_numbers():
+    metrics = evaluate(FRAME, QUERIES, evidence={"q2": "aliases", "q3": "aliases"})
+    assert metrics.evidence == "relevant_ids and aliases"
+    assert metrics.num_queries_by_evidence == {"relevant_ids": 1, "aliases": 1}  # q3 has no evidence at all
+    assert evaluate(FRAME, QUERIES[1:], evidence={"q2": "aliases"}).evidence == "aliases"
+
+
 def test_rows_in_any_order_give_the_same_metrics():
     shuffled = FRAME.filter(pl.col("method") == "trackstar").sample(fraction=1, shuffle=True, seed=3)
     metrics = evaluate(shuffled, QUERIES)

@@ -1,6 +1,6 @@
 import pytest
 
-from tasks.passages import SHOWN_CHARACTERS, Words, common_words, mark, passage, visible
+from tasks.passages import SHOWN_CHARACTERS, NamedShare, Token, Words, common_words, mark, passage, tones, visible
 
 WORDS = Words(answer=frozenset({"kabul"}), shared=frozenset({"afghanistan"}))
 
@@ -64,3 +64,40 @@ def test_unreadable_characters_become_visible_and_the_text_encodes():
     text = visible("a\x00b\ud800c\x1b[31m\udfffd\u0085e\n\tf 😀")
     assert text == "a\ufffdb\ufffdc\ufffd[31m\ufffdd\ufffde\n\tf 😀"
     assert text.encode()
+
+
+TOKENS = [Token(0, 0, 0.01), Token(0, 5, 0.4), Token(5, 10, -0.1), Token(10, 15, 0.02), Token(15, 16, 0.0)]
+
+
+def test_tokens_are_tinted_by_sign_and_size_and_marks_stay_around_them():
+    shown = passage("Kabul lies high.", WORDS, TOKENS)
+    assert shown.html == '<mark class="answer"><i class="p4">Kabul</i></mark> <i class="n2">lies</i> high.'
+
+
+def test_the_strongest_tokens_of_either_sign_are_named():
+    shown = passage("Kabul lies high.", WORDS, TOKENS)
+    assert shown.carriers == (NamedShare("Kabul", 0.4), NamedShare("lies", -0.1))
+    beginning = passage("Kabul", WORDS, [Token(0, 0, 0.5), Token(0, 5, 0.1)])
+    assert beginning.carriers == (NamedShare(None, 0.5), NamedShare("Kabul", 0.1))
+
+
+def test_a_mark_that_cuts_a_token_keeps_the_tint_on_both_sides():
+    html = mark("<Kabul>", WORDS, tones([Token(0, 7, -1.0)], 0, 7))
+    inner = '<i class="n4">{}</i>'
+    assert html == (
+        inner.format("&lt;") + '<mark class="answer">' + inner.format("Kabul") + "</mark>" + inner.format("&gt;")
+    )
+
+
+def test_tokens_that_share_a_character_tint_it_together():
+    halves = [Token(0, 1, 0.25), Token(0, 1, 0.25), Token(1, 2, 0.25), Token(2, 3, 0.5)]
+    assert tones(halves, 0, 3) == [4, 3, 4]
+    assert tones([], 0, 2) == tones([Token(0, 1, 0.0)], 0, 2) == []
+
+
+def test_a_long_text_says_how_much_of_the_score_is_in_the_part_that_is_shown():
+    text = "word " * 1000
+    tokens = [Token(5 * n, 5 * n + 4, 0.001) for n in range(1000)]
+    shown = passage(text, WORDS, tokens)
+    assert shown.shown_share == pytest.approx(0.001 * len(shown.html.striptags().removesuffix(" …").split()))
+    assert sum(token.share for token in tokens) == pytest.approx(1.0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.evaluation import Estimate
-from tasks.plots import STRIP_WIDTH, shared_axis, spectrum_plot
+from tasks.plots import STRIP_WIDTH, histogram_plot, shared_axis, spectrum_plot
 
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=False).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -57,3 +57,18 @@ def test_what_has_no_logarithm_is_not_drawn():
     assert spectrum_plot({}) is None
     assert spectrum_plot({"R": [1.0, 0.1]}, crossing=5).crossing is None
     assert all(math.isfinite(place) for place, _ in spectrum_plot({"R": [1.0, 1.0]}).y_ticks)
+
+
+def test_a_histogram_says_where_its_evidence_lies_and_below_what_its_bulk():
+    plot = histogram_plot([98, 1, 0, 1], low=-1.0, high=1.0, evidence=[1.0, -1.0, 0.0])
+    assert plot.evidence == (0.0, plot.width / 2, plot.width)
+    assert (plot.zero, plot.num_candidates, plot.bulk) == (plot.width / 2, 100, 0.0)
+    points = [tuple(float(part) for part in point.split(",")) for point in plot.outline.split()]
+    assert points[0] == (0.0, plot.height)
+    assert min(y for _, y in points) == 0
+    assert points[3][1] < plot.height  # one candidate among 98 is seen
+
+
+def test_a_histogram_of_equal_scores_is_one_bar():
+    plot = histogram_plot([3, 0], low=0.5, high=0.5, evidence=[0.5])
+    assert (plot.evidence, plot.zero, plot.bulk) == ((0.0,), None, 0.5)

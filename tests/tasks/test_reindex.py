@@ -2,9 +2,11 @@ import json
 import shutil
 
 import pytest
+from upath import UPath
 
 from storage.errors import InputError
-from tasks.reindex import find_checkpoints, newest, remove_old_indexes
+from tasks.reindex import Asked, find_checkpoints, newest, previous_results, remove_old_indexes, write_asked
+from tasks.scores import ScoreConfig
 
 
 def copy(checkpoint, directory, **state):
@@ -62,3 +64,16 @@ def test_what_is_no_index_of_these_checkpoints_is_never_removed(tmp_path):
 def test_a_directory_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="no directory"):
         find_checkpoints(str(tmp_path / "absent"))
+
+
+def test_drift_is_measured_against_the_last_earlier_checkpoint_of_the_same_training_run(tmp_path):
+    def asked(checkpoints, step):
+        name = f"step-{step}"
+        return Asked(checkpoints=checkpoints, name=name, step=step, digest="", queries=(), score=ScoreConfig())
+
+    for checkpoints, step in (("a", 1), ("a", 3), ("b", 2)):
+        (tmp_path / f"{checkpoints}{step}").mkdir()
+        write_asked(UPath(tmp_path) / f"{checkpoints}{step}", asked(checkpoints, step))
+    assert previous_results(UPath(tmp_path), asked("a", 3)).name == "a1"
+    assert previous_results(UPath(tmp_path), asked("b", 4)).name == "b2"
+    assert previous_results(UPath(tmp_path), asked("b", 2)) is None

@@ -12,7 +12,7 @@ import pytest
 from storage.results import RESULT_SCHEMA
 from tasks.baselines import result_rows
 from tasks.evaluation import evaluate
-from tasks.report import Curvature, Prediction, ReportData, decimal, fact, render_report, signed
+from tasks.report import Curvature, Explanation, Prediction, ReportData, decimal, fact, render_report, signed
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -38,12 +38,15 @@ class Query:
     relevant_ids: tuple[str, ...] | None = None
 
 
+MARKUP_OF_TEXT = {"mark", "i"}  # follows words and tokens, which tame texts have others of
+
+
 class Page(HTMLParser):
     """The elements of a page with their attributes, its text, and what its scripts and style hold."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.text, self.embedded, self._inside = [], "", {}, None
+        self.elements, self.text, self.embedded, self._inside = [], "", {}, None  # embedded: (tag, type) to content
         self.feed(html)
         self.close()
 
@@ -97,10 +100,29 @@ def page_of(texts, *, labels, **changes):
         "predictions": {queries[0].id: Prediction(probability=0.25, answer=labels[8])},
         "facts": {labels[0]: labels[1], "passages": 12345},
         "costs": {labels[5]: {labels[2]: labels[3]}},
+        "explanation": explanation(labels[5], queries, names, texts),
         "curvature": Curvature(mixing_weight=0.9, damping=0.01, crossing=2, spectra={labels[4]: [3.0, 2.0, 1.0]}),
         "num_quarantined": 3,
     }
     return render_report(ReportData(**data | changes))
+
+
+def explanation(method, queries, names, texts):
+    """Every text read in tokens of three characters, beginning before the first one."""
+    tokens = [
+        (query.id, name, start, start + 3, (-1.0) ** start * start)
+        for query in queries
+        for name, text in zip(names, texts, strict=True)
+        for start in (0, *range(0, min(len(text), 400), 3))
+    ]
+    columns = ["query_id", "candidate_id", "start", "stop", "share"]
+    ends = {"query_id": [query.id for query in queries], "low": -3.0, "high": 3.0}
+    return Explanation(
+        method=method,
+        tokens=pl.DataFrame(tokens, schema=columns, orient="row"),
+        histograms=pl.DataFrame({**ends, "counts": [[1, 5, 2]] * len(queries)}),
+        evidence=pl.DataFrame({"query_id": [queries[0].id], "candidate_id": [names[0]], "score": [0.5]}),
+    )
 
 
 def visible_to_polars(text):
@@ -134,6 +156,9 @@ TEXTS = {"d1": "Chad is large.", "d2": "Ministers meet in N'Djamena.", "d3": "A 
 SMALL = {"model": "m", "corpus": "c", "queries": [QUERY], "proponents": table(ROWS), "texts": TEXTS}
 
 
+METRICS = evaluate(SMALL["proponents"], [QUERY])
+
+
 def small(**changes):
     return Page(render_report(ReportData(**SMALL | changes)))
 
@@ -141,7 +166,7 @@ def small(**changes):
 def test_a_hostile_corpus_adds_no_element_and_no_attribute(hostile):
     def structure(html):
         elements = Page(html).elements
-        return [(tag, sorted(attributes)) for tag, attributes in elements if tag != "mark"]
+        return [(tag, sorted(attributes)) for tag, attributes in elements if tag not in MARKUP_OF_TEXT]
 
     assert structure(hostile) == structure(page_of(tame(HOSTILE), labels=tame(HOSTILE[:10])))
 
@@ -233,7 +258,7 @@ def test_words_of_the_answer_and_of_the_prompt_are_marked_apart():
 
 def test_a_passage_names_the_other_methods_that_rank_it_among_their_proponents():
     page = small()
-    assert page.text.count("№") == 3
+    assert page.text.count("№") == 4  # one of them in the list of what influences and does not state
     assert "d1№\xa01 in bm25" in page.text
     assert "d1№\xa02 in trackstar" in page.text
     assert "d3№\xa02 in bm25" in page.text  # an opponent of trackstar; nobody's opponent is counted as found
@@ -277,11 +302,11 @@ def test_differences_that_exclude_zero_stand_out():
 def test_how_the_scores_were_made_is_told():
     page = small(
         facts={"Tokens": 1234567, "Unit norm": True, "Share": 0.1234567},
-        curvature=Curvature(mixing_weight=0.9, spectra={"λ R_eval": [1.0, 0.1]}),
+        curvature=Curvature(mixing_weight=0.9, facts={"Rank of R_eval": "7 of 9"}, spectra={"λ R_eval": [1.0, 0.1]}),
         costs={"trackstar": {"time": "41 s"}, "bm25": {"memory": "1 GB"}},
         num_quarantined=3,
     )
-    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "41 s", "1 GB"):
+    for expected in ("1,234,567", "yes", "0.123457", "Mixing weight λ", "λ R_eval", "7 of 9", "41 s", "1 GB"):
         assert expected in page.text
     assert page.having("warn") == ["dd"]
     assert "Damping" not in page.text
@@ -308,3 +333,67 @@ def test_a_prediction_is_shown_where_there_is_one():
 )
 def test_numbers_are_set_with_a_true_minus_and_separators(shown, expected):
     assert shown == expected
+
+
+def test_each_token_of_a_proponent_is_tinted_and_the_strongest_are_named_with_their_shares():
+    read = [("q1", "d2", 0, 9, 0.1), ("q1", "d2", 9, 14, -0.4), ("q1", "d2", 0, 0, 0.2), ("q1", "d1", 0, 4, 1.0)]
+    tokens = pl.DataFrame(read, schema=["query_id", "candidate_id", "start", "stop", "share"], orient="row")
+    html = render_report(ReportData(**SMALL | {"explanation": Explanation(method="trackstar", tokens=tokens)}))
+    page = Page(html)
+    assert '<i class="p2">Ministers</i> <i class="n4">meet</i> in' in html
+    assert "beginning of text +0.200" in page.text
+    assert "Ministers +0.100" in page.text
+    assert "meet −0.400" in page.text
+    # d1 is a proponent of bm25 too, whose score has no tokens
+    assert html.count('<i class="p4"><') == html.count("Chad +1.000") == 0
+    assert page.text.count("Chad +1.000") == 1
+
+
+def test_what_influences_without_stating_and_what_states_without_influencing_are_set_apart():
+    rows = [("q1", "trackstar", "proponent", 1, "d1", 0.5), ("q1", "bm25", "proponent", 4, "d2", 2.0)]
+    page = small(
+        proponents=table(rows),
+        explanation=Explanation(
+            method="trackstar",
+            histograms=pl.DataFrame({"query_id": ["q1"], "low": [0.0], "high": [1.0], "counts": [[75, 20, 0, 5]]}),
+            evidence=pl.DataFrame({"query_id": ["q1"], "candidate_id": ["d2"], "score": [0.3]}),
+        ),
+    )
+    influences, states = page.text.split("Influences but does not state")[1].split("States but does not influence")
+    assert "Chad is large." in influences
+    for expected in ("beyond", "0.300", "above 75.0 % of all", "№\xa04 in bm25", "Ministers meet in N'Djamena."):
+        assert expected in states
+    assert "trackstar scores of 100 candidates" in page.text
+    assert "99 % at most 1.000" in page.text
+    assert "1 that state the fact" in page.text
+
+
+def test_evidence_that_is_not_in_the_corpus_is_said_to_be_missing():
+    page = small(queries=[Query("q1", "The capital", " N'Djamena", ("d2", "lost"))])
+    assert "1 of the passages named as evidence are not in the corpus" in page.text
+
+
+def test_a_step_on_what_states_the_fact_is_told_from_a_step_on_what_does_not():
+    measured = [("q1", "trackstar", "d2", 0.5), ("q1", "trackstar", "d1", 0.25), ("q1", "trackstar", "d3", 0.75)]
+    columns = ["query_id", "method", "candidate_id", "probability_change"]
+    changes = pl.DataFrame(measured, schema=columns, orient="row")
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY], tail_patch=changes), tail_patch=changes)
+    text = " ".join(page.text.split("what a training step on each")[1].split())
+    assert "+0.500+0.500 to +0.500 · 1 passages" in text
+    assert "+0.500+0.500 to +0.500 · 2 passages" in text
+
+
+def test_of_many_methods_the_well_known_come_first_and_the_last_show_a_few_passages_only():
+    names = ["a", "b", "c", "d", "dense", "bm25", "trackstar"]
+    rows = [("q1", name, "proponent", rank, f"d{rank}", 1.0 / rank) for name in names for rank in range(1, 7)]
+    texts = {f"d{rank}": f"text {rank}" for rank in range(1, 7)}
+    page = small(proponents=table(rows), texts=texts, queries=[Query("q1", "p", "c")])
+    labels = [attributes["aria-label"] for tag, attributes in page.elements if attributes.get("class") == "method"]
+    assert labels == ["trackstar", "bm25", "dense", "a", "b", "c", "d"]
+    assert len(page.having("hit")) == 4 * 6 + 3 * 3
+
+
+def test_where_evidence_comes_from_is_said_beside_the_numbers():
+    page = small(metrics=evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "aliases"}))
+    assert "known from the answer, or another name of it, found in the passage (1 queries)." in page.text
+    assert "known from the queries’ own relevant ids (1 queries)." in small(metrics=METRICS).text

@@ -19,7 +19,7 @@ from tasks.stage import StageRequest
 ROOT = Path(__file__).parent.parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 # Orchestration and display: no byte of an artifact depends on them.
-NEUTRAL = {"tasks", "tasks.stage", "tasks.artifacts", "tasks.progress"}
+NEUTRAL = {"tasks", "tasks.stage", "tasks.artifacts", "tasks.progress", "tasks.shard_runner"}
 
 
 def stages() -> dict[str, type[StageRequest]]:

@@ -1,0 +1,191 @@
+"""Influence functions over the attributed matrices: no projection, no V, an exact damped Gauss-Newton solve.
+
+It costs a forward and a backward pass over the corpus for every query and iteration, so it is for small models: the
+measure that TrackStar's approximations are held against.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import torch
+from numpy import ndarray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from storage.errors import InputError
+from storage.layout import DOCUMENTS
+from storage.manifest import Artifact, Draft
+from storage.queries import Query, asked
+from storage.tables import read_table
+from tasks.checkpoint import context_tokens, load_model, load_tokenizer
+from tasks.engine import EngineSpec, model_blocks
+from tasks.numerics.batching import Window, batches, pad, windows
+from tasks.numerics.influence import Batch, CurvedLoss, conjugate_gradients, mean_eigenvalue
+from tasks.progress import progress
+from tasks.rankings import Candidates, rank_parts, read_candidates, write_ranking
+from tasks.stage import StageRequest, stage
+from tasks.tokens import tokenize_documents, tokenize_query
+from tasks.tombstones import read_tombstones
+
+LARGEST_WORK = 10**12  # parameters × tokens × queries: an hour or two on one core
+TOKENS_AT_ONCE = 512  # of a batch; with all queries' products in flight at once
+NUM_PROBES = 32
+
+
+class InfluenceConfig(BaseModel):
+    """The linear system of influence functions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Influence functions")
+
+    damping: float = Field(0.1, gt=0, description="Added to the Hessian, relative to its mean eigenvalue.")
+    tolerance: float = Field(1e-4, gt=0, lt=1, description="Relative residual that conjugate gradients go down to.")
+    max_iterations: int = Field(1000, ge=1, description="More than this, and the damping is refused as too small.")
+
+
+class InfluenceRequest(StageRequest):
+    """A query set to be ranked by influence functions."""
+
+    kind: ClassVar[str] = "rankings"
+    version: ClassVar[int] = 2
+
+    engine: EngineSpec
+    documents: tuple[Artifact, ...]
+    queries: tuple[Query, ...]
+    config: InfluenceConfig
+    top_k: int
+    tombstones: Artifact | None = None
+
+    @property
+    def label(self) -> str:
+        return f"influence functions of {len(self.queries)} queries"
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "method": "influence",
+            "checkpoint": self.engine.checkpoint.digest,
+            "context_tokens": self.engine.model.context_tokens,
+            "documents": [shard.digest for shard in self.documents],
+            "queries": asked(self.queries),
+            "config": self.config.model_dump(),
+            "top_k": self.top_k,
+            "tombstones": self.tombstones and self.tombstones.digest,
+        }
+
+
+@stage
+def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
+    """Write each query's proponents and opponents by ``∇L(m)ᵀ (H + δ I)^-1 ∇L(q)``."""
+    documents, query_batch, loss = _prepare(request)
+    candidates = _candidates(request)
+    num_documents = len(candidates.ids)
+    with _one_solve(request, documents) as advance:
+
+        def product(vectors: Tensor) -> Tensor:
+            total = sum(loss.gauss_newton_product(batch, vectors) for _, batch in documents)
+            advance(1)
+            return total / num_documents
+
+        mean = _mean_eigenvalue(product, loss)
+        delta = request.config.damping * mean
+        solutions, iterations = _solve(
+            request.config, lambda vectors: product(vectors) + delta * vectors, loss.gradients(query_batch)
+        )
+    scores = _scores(loss, documents, solutions, num_documents)
+    write_ranking(
+        draft,
+        rank_parts([scores], candidates.are_live, top_k=request.top_k),
+        method="influence",
+        query_ids=[query.id for query in request.queries],
+        candidates=candidates,
+    )
+    draft.facts |= {
+        "hessian": "Gauss-Newton, exact products",
+        **request.config.model_dump(),
+        "mean_eigenvalue": mean,
+        "num_iterations": iterations,
+        "num_parameters": loss.num_parameters,
+    }
+
+
+def _candidates(request: InfluenceRequest) -> Candidates:
+    """The documents that H is the curvature of: a withdrawn one has no part in that either."""
+    ids, are_live = read_candidates(request.documents, request.index, request.tombstones)
+    return Candidates(ids.filter(are_live), are_live[are_live])
+
+
+Documents = list[tuple[list[Window], Batch]]
+
+
+def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss]:
+    """Documents and queries as batches, and the model in float64: conjugate gradients lose what float32 cannot hold."""
+    settings = request.engine.model.model_copy(update={"dtype": "float64", "device": "cpu"})
+    tokenizer = load_tokenizer(request.engine.checkpoint, settings)
+    withdrawn = read_tombstones(request.tombstones, request.index)["id"].implode()
+    tables = [read_table(shard.path(request.index), DOCUMENTS) for shard in request.documents]
+    texts = [text for table in tables for text in table.filter(~pl.col("id").is_in(withdrawn))["text"]]
+    sequences = tokenize_documents(tokenizer, texts)
+    query_tokens = [tokenize_query(tokenizer, query) for query in request.queries]
+    model = load_model(request.engine.checkpoint, settings)
+    model.set_attn_implementation("eager")  # fused kernels have no forward-mode derivative
+    names = [matrix.name for block in model_blocks(model, request.engine.gradient).values() for matrix in block]
+    loss = CurvedLoss(model, names)
+    _require_affordable(loss.num_parameters, sum(map(len, sequences)), len(query_tokens))
+    cut = windows([len(sequence) for sequence in sequences], context=context_tokens(model, settings))
+    documents = [
+        (batch, _tensors(batch, sequences, [1] * len(sequences))) for batch in batches(cut, token_budget=TOKENS_AT_ONCE)
+    ]
+    rows = [Window(row, 0, len(item.ids)) for row, item in enumerate(query_tokens)]
+    query_batch = _tensors(rows, [item.ids for item in query_tokens], [item.completion_start for item in query_tokens])
+    return documents, query_batch, loss
+
+
+def _tensors(batch: Sequence[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[int]) -> Batch:
+    tokens, chosen = pad(batch, sequences, first_targets)
+    return torch.from_numpy(tokens), torch.from_numpy(chosen)
+
+
+def _require_affordable(num_parameters: int, num_tokens: int, num_queries: int) -> None:
+    work = num_parameters * num_tokens * num_queries
+    if work > LARGEST_WORK:
+        raise InputError(
+            f"influence functions take a pass over the corpus per query and iteration: {num_parameters:,} parameters × "
+            f"{num_tokens:,} tokens × {num_queries:,} queries is {work:.0e}, and {LARGEST_WORK:.0e} is the most; ask "
+            "fewer queries, take a smaller model, or leave out the method influence"
+        )
+
+
+def _mean_eigenvalue(product: Any, loss: CurvedLoss) -> float:
+    generator = torch.Generator().manual_seed(0)
+    return mean_eigenvalue(
+        product,
+        num_parameters=loss.num_parameters,
+        num_probes=NUM_PROBES,
+        generator=generator,
+        dtype=torch.float64,
+    )
+
+
+def _solve(config: InfluenceConfig, product: Any, right_sides: Tensor) -> tuple[Tensor, int]:
+    try:
+        return conjugate_gradients(
+            product, right_sides, tolerance=config.tolerance, max_iterations=config.max_iterations
+        )
+    except ValueError as error:
+        raise InputError(f"influence functions at damping {config.damping:g}: {error}") from error
+
+
+def _scores(loss: CurvedLoss, documents: Documents, solutions: Tensor, num_documents: int) -> ndarray:
+    """[q n] of all documents; one cut into windows is their sum."""
+    scores = np.zeros((num_documents, len(solutions)))
+    for rows, batch in documents:
+        np.add.at(scores, [window.document for window in rows], loss.directional(batch, solutions).numpy())
+    return scores.T
+
+
+@contextmanager
+def _one_solve(request: InfluenceRequest, documents: Documents) -> Iterator[Any]:
+    with progress(request.label, total=request.config.max_iterations + 1, unit="products") as advance:
+        yield advance
