@@ -4,7 +4,7 @@
     float32   x.T @ y of the same shapes, 2 n d² FLOPs, all in float32
     float64   the same in float64
 
-    python benchmarks/gram.py [--dims 4096] [--rows 1024] [--rounds 7]
+    python -m benchmarks.gram [--dims 4096] [--rows 1024] [--rounds 7]
 
 Variants take turns in each round on one thread; reported are medians of CPU seconds and of ratios within a round.
 """

@@ -1,6 +1,6 @@
 """Claim: ten times the documents take no more memory, in any stage over the store.
 
-    python benchmarks/memory.py [--documents 4096] [--blocks 4] [--dims 1024] [--dask-workers 1]
+    python -m benchmarks.memory [--documents 4096] [--blocks 4] [--dims 1024] [--dask-workers 1]
 
 Each stage runs in a process of its own, forked after everything was imported; reported is its peak resident memory, and
 what of it lies above the process before the stage.

@@ -1,6 +1,6 @@
 """Claim: what docs/scale.md predicts for a large corpus, from constants of a small one, is what a large one takes.
 
-    python benchmarks/scale_simulation.py [--small 50000] [--large 1000000] [--blocks 4] [--dims 256]
+    python -m benchmarks.scale_simulation [--small 50000] [--large 1000000] [--blocks 4] [--dims 256]
 
 Random vectors go through every stage over the store, once few and once many; the time of each stage for many is
 predicted from that for few, in proportion to the documents, and compared. CPU seconds of one process.

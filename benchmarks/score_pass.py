@@ -5,7 +5,7 @@
     pass      the scores of all documents for all queries and λ, and the best and worst of them
     direct    the corpus whitened again by a new R, as a method without a low-rank form has to: the norms' stage
 
-    python benchmarks/score_pass.py --index DIR [--documents 20000] [--blocks 16] [--dims 4096] [--rounds 3]
+    python -m benchmarks.score_pass --index DIR [--documents 20000] [--blocks 16] [--dims 4096] [--rounds 3]
 
 Variants take turns in each round; reported are medians of CPU seconds, and of ratios within a round.
 """

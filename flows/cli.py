@@ -11,6 +11,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.arguments import (
+    DampingOption,
+    DaskOption,
+    IndexOption,
+    MixingWeightOption,
+    OutOption,
+    QueriesOption,
+    ShardsOnOption,
+    TopKOption,
+    UnitNormOption,
+    WhiteningOption,
+    score_settings,
+    spread,
+)
+
 app = typer.Typer(
     name="trackstar",
     help="Which training examples most influenced this prediction?",
@@ -20,7 +35,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
-SPREAD_OPTIONS = ("--corpus", "--ids", "--also-checkpoints")  # that take several words
 
 # Prefect without a server: generous for a busy machine, silent towards the network.
 PREFECT_DEFAULTS = {
@@ -29,17 +43,6 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",
 }
-
-IndexOption = Annotated[str, typer.Option("--index", help="Index directory, or its object store URL.")]
-QueriesOption = Annotated[str, typer.Option("--queries", help='JSON Lines: {"id", "prompt", "completion"}.')]
-OutOption = Annotated[str, typer.Option("--out", help="Directory for the results.")]
-TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Proponents and opponents of a query; 0: all.")]
-MixingWeightOption = Annotated[str, typer.Option("--mixing-weight", help="λ, at least 0 and less than 1, or auto.")]
-WhiteningOption = Annotated[str, typer.Option("--whitening", help="mixed, train or none.")]
-DampingOption = Annotated[float, typer.Option("--damping", min=0, help="Relative to R_train's mean eigenvalue.")]
-UnitNormOption = Annotated[bool, typer.Option("--unit-norm/--no-unit-norm", help="Cosines, or plain products.")]
-ShardsOnOption = Annotated[str, typer.Option("--shards-on", help="local, processes, or a Dask scheduler's address.")]
-DaskOption = Annotated[str, typer.Option("--dask", help="local, processes, or a scheduler's address.")]
 
 
 @app.command()
@@ -136,7 +139,7 @@ def attribute(
     from flows.config import AttributeConfig
     from flows.summary import attribution_table
 
-    score = _score(top_k, mixing_weight, whitening, damping, unit_norm)
+    score = score_settings(top_k, mixing_weight, whitening, damping, unit_norm)
     score["mixing_weights"] = mixing_weights.split(",") if mixing_weights else []
     config = AttributeConfig.model_validate(
         {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
@@ -176,7 +179,7 @@ def compare(
         "index": index,
         "queries": queries,
         "out": out,
-        "score": _score(top_k, mixing_weight, whitening, damping, unit_norm),
+        "score": score_settings(top_k, mixing_weight, whitening, damping, unit_norm),
         "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
         "token_influence": {"num_proponents": token_influence},
         "also_checkpoints": also_checkpoints or [],
@@ -320,7 +323,7 @@ def selfcheck(
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
     try:
-        app(args=_spread(sys.argv[1:]))
+        app(args=spread(sys.argv[1:]))
     except Exception as error:
         message, code = _explain(error)
         if code is None:
@@ -368,33 +371,6 @@ def _run(flow: Any, config: Any) -> Any:
     from flows.records import recorded
 
     return recorded(flow, config)
-
-
-def _score(top_k: int, mixing_weight: str, whitening: str, damping: float, unit_norm: bool) -> dict[str, Any]:
-    return {
-        "top_k": top_k,
-        "mixing_weight": mixing_weight,
-        "whitening": whitening,
-        "damping": damping,
-        "unit_norm": unit_norm,
-    }
-
-
-def _spread(arguments: list[str]) -> list[str]:
-    """``--corpus A B`` as ``--corpus A --corpus B``: the shell expands ``*.jsonl`` into several words."""
-    spread: list[str] = []
-    option = ""
-    for argument in arguments:
-        if argument in SPREAD_OPTIONS:
-            option = argument
-        elif argument.startswith("-"):
-            option = ""
-            spread.append(argument)
-        elif option:
-            spread += [option, argument]
-        else:
-            spread.append(argument)
-    return spread
 
 
 if __name__ == "__main__":
