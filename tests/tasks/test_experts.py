@@ -82,6 +82,6 @@ def test_a_training_step_moves_every_expert_by_its_own_scale_and_is_undone(mixtr
     tokens = torch.tensor(tokenize_documents(engine.tokenizer, TEXTS[:1])[0])
     before = copy.deepcopy(engine.model.state_dict())
     updates = training_updates(engine.model, TokenLoss(engine.model), tokens, scales)
-    with patched(engine.model, updates, learning_rate=1e-2):
+    with patched(engine.model, updates, learning_rate=1e-2, saved=before):
         assert all((engine.model.state_dict()[name] != before[name]).any() for name in parameters)
     assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
