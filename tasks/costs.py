@@ -18,10 +18,10 @@ from storage.results import read_json, write_json
 TIMED_KINDS = frozenset({"queries", "factors", "train_norms", "spectrum", "rankings"})
 SECONDS = "seconds"
 
-QUERY_GRADIENTS = "query gradients, s"
-CORPUS_STATISTICS = "factors, norms and spectrum, s"
-SCORES = "scores, s"
-SUM = "together, s"
+QUERY_GRADIENTS = "query gradients"
+CORPUS_STATISTICS = "factors, norms, spectrum"
+SCORES = "scores"
+SUM = "sum"
 STEPS = (QUERY_GRADIENTS, CORPUS_STATISTICS, SCORES, SUM)
 
 
