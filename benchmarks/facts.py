@@ -226,10 +226,15 @@ def main() -> None:
     outcome = read_outcome(out / "results", queries_file, corpus.frequencies)
     command = f"python -m benchmarks.facts --seed {arguments.seed} --epochs {arguments.epochs}"
     page = markdown(outcome, corpus, command=command)
+    publish(page, arguments.results)
+
+
+def publish(page: str, target: Path | None) -> None:
+    """Print the page, and keep it in a file if one is named."""
     print(page)
-    if arguments.results:
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        arguments.results.write_text(page, encoding="utf-8")
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

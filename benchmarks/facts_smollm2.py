@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.facts import markdown, read_outcome
+from benchmarks.facts import markdown, publish, read_outcome
 from benchmarks.facts_corpus import FactsCorpus, write_facts_corpus
 from flows.compare import compare
 from flows.config import CompareConfig, IndexConfig
@@ -198,10 +198,7 @@ def main() -> None:
     outcome = read_outcome(out / "results", queries_file, corpus.frequencies)
     command = f"python -m benchmarks.facts_smollm2 --epochs {arguments.epochs} --methods {arguments.methods}"
     page = markdown(outcome, corpus, command=command)
-    print(page)
-    if arguments.results:
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        arguments.results.write_text(page, encoding="utf-8")
+    publish(page, arguments.results)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from storage.tables import read_table, write_table
 from tasks.checkpoint import Checkpoint
 from tasks.curvature import AutocorrelationRequest, write_autocorrelation
 from tasks.engine import Engine, EngineSpec, open_engine
-from tasks.gradients import CHUNK_BYTES, LARGEST_CHUNK_ROWS
+from tasks.gradients import chunk_rows
 from tasks.index import Index
 from tasks.progress import progress
 from tasks.stage import StageRequest, gather, stage
@@ -71,7 +71,7 @@ def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
     """Write the gradient of every document of one shard of the index, in the same order."""
     documents = read_table(request.documents.path(request.index), DOCUMENTS)
     with open_engine(request.engine) as engine:
-        rows = max(1, min(LARGEST_CHUNK_ROWS, CHUNK_BYTES // (4 * max(engine.block_dims.values()))))
+        rows = chunk_rows(engine.block_dims)
         writer = GradientWriter(
             draft.path, engine.block_dims, max_rows=len(documents), chunk_rows=rows, dtype=request.dtype
         )

@@ -74,13 +74,19 @@ def ranking_table(
     tables = [RESULT_SCHEMA.to_frame()]
     for row, query_id in enumerate(query_ids):
         for kind, best in ranked.items():
-            columns = {
-                "query_id": query_id,
-                "method": method,
-                "kind": kind,
-                "rank": np.arange(1, best.scores.shape[1] + 1),
-                "candidate_id": candidate_ids.gather(best.positions[row]),
-                "score": best.scores[row],
-            }
-            tables.append(pl.DataFrame(columns, schema_overrides=dict(RESULT_SCHEMA)))
+            ids = candidate_ids.gather(best.positions[row])
+            tables.append(ranked_rows(ids, best.scores[row], query_id=query_id, method=method, kind=kind))
     return pl.concat(tables)
+
+
+def ranked_rows(candidate_ids: pl.Series, scores: ndarray, *, query_id: str, method: str, kind: str) -> pl.DataFrame:
+    """The rows of the result table for one query, method and kind, from the best on."""
+    columns = {
+        "query_id": query_id,
+        "method": method,
+        "kind": kind,
+        "rank": np.arange(1, len(scores) + 1),
+        "candidate_id": candidate_ids,
+        "score": scores,
+    }
+    return pl.DataFrame(columns, schema_overrides=dict(RESULT_SCHEMA))

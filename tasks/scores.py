@@ -15,12 +15,13 @@ from storage.gradients import GradientReader
 from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING, SPECTRUM
 from storage.manifest import Artifact, Draft
 from storage.matrices import read_arrays
-from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA
+from storage.results import OPPONENT, PROPONENT
 from storage.tables import read_table, write_table
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
 from tasks.numerics import mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
+from tasks.rankings import ranked_rows
 from tasks.spectra import eval_facts, train_facts
 from tasks.stage import stage
 from tasks.whitening import read_factor, read_norms
@@ -271,19 +272,9 @@ def _result_table(ranked: Rankings, request: ScoreRequest, methods: Sequence[str
     tables = []
     for query, query_id in enumerate(query_ids):
         for (number, kind), best in ranked.items():
-            tables.append(
-                pl.DataFrame(
-                    {
-                        "query_id": query_id,
-                        "method": methods[number],
-                        "kind": kind,
-                        "rank": np.arange(1, best.scores.shape[1] + 1),
-                        "candidate_id": ids.gather(np.searchsorted(positions, best.positions[query])),
-                        "score": best.scores[query],
-                    },
-                    schema_overrides=dict(RESULT_SCHEMA),
-                )
-            )
+            best_ids = ids.gather(np.searchsorted(positions, best.positions[query]))
+            of_whom = {"query_id": query_id, "method": methods[number], "kind": kind}
+            tables.append(ranked_rows(best_ids, best.scores[query], **of_whom))
     return pl.concat(tables)
 
 
