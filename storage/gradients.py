@@ -25,7 +25,7 @@ from storage.layout import GRADIENTS
 
 StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"
-CONVERTED_AT_ONCE = 256  # rows that fit a core's cache between being widened and being scaled
+ROWS_IN_CACHE = 256  # that a core keeps between being widened and being used
 
 
 class GradientWriter:
@@ -120,18 +120,42 @@ class GradientReader:
         Raises:
             CorruptionError: A chunk is missing or fails its checksum.
         """
-        vectors = self._read(block, start, stop)
-        if SCALES in self._arrays:
-            vectors = _widened(vectors, self._scales[start:stop, self.block_names.index(block)])
-        # A chunk holds whole rows and no stored gradient is NaN, so a missing chunk shows in the first column.
-        if np.isnan(vectors[:, :1]).any():
-            raise self._corruption(block, "lacks rows that were written")
-        return vectors
+        stored = self._stored_rows(block, start, stop)
+        if SCALES not in self._arrays:
+            return stored
+        widened = np.empty(stored.shape, np.float32)
+        for part in _parts(len(stored)):
+            _widen(stored[part], self._scales_of(block)[start:stop][part], out=widened[part])
+        return widened
+
+    def row_parts(self, block: str, start: int, stop: int) -> Iterator[tuple[int, ndarray]]:
+        """The same rows while they are in a core's cache: a few at a time, each overwritten by the next.
+
+        What takes them in turn spares the memory a copy of them all; with each part comes the number of its first row.
+        """
+        stored = self._stored_rows(block, start, stop)
+        buffer = np.empty((min(ROWS_IN_CACHE, len(stored)), stored.shape[1]), np.float32)
+        for part in _parts(len(stored)):
+            rows = stored[part]
+            if SCALES in self._arrays:
+                rows = buffer[: len(rows)]
+                _widen(stored[part], self._scales_of(block)[start:stop][part], out=rows)
+            yield start + part.start, rows
 
     def chunks(self, block: str, *, num_rows: int) -> Iterator[tuple[int, ndarray]]:
         """All rows of a block, ``num_rows`` at a time, with the index of the first."""
         for start in range(0, self.num_rows, num_rows):
             yield start, self.rows(block, start, min(start + num_rows, self.num_rows))
+
+    def _scales_of(self, block: str) -> ndarray:
+        return self._scales[:, self.block_names.index(block)]
+
+    def _stored_rows(self, block: str, start: int, stop: int) -> ndarray:
+        stored = self._read(block, start, stop)
+        # A chunk holds whole rows and no stored gradient is NaN, so a missing chunk shows in the first column.
+        if np.isnan(stored[:, :1]).any():
+            raise self._corruption(block, "lacks rows that were written")
+        return stored
 
     def _read(self, name: str, start: int, stop: int) -> ndarray:
         try:
@@ -159,14 +183,13 @@ def zarr_store(path: UPath) -> object:
     return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
 
 
-def _widened(rows: ndarray, scales: ndarray) -> ndarray:
+def _parts(num_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS_IN_CACHE, num_rows)) for start in range(0, num_rows, ROWS_IN_CACHE))
+
+
+def _widen(stored: ndarray, scales: ndarray, *, out: ndarray) -> None:
     """float16 rows times their scales, as float32; torch widens several times as fast as numpy."""
-    widened = np.empty(rows.shape, np.float32)
-    target, halves, factors = torch.from_numpy(widened), torch.from_numpy(rows), torch.from_numpy(scales)[:, None]
-    for start in range(0, len(rows), CONVERTED_AT_ONCE):
-        part = slice(start, start + CONVERTED_AT_ONCE)
-        target[part].copy_(halves[part]).mul_(factors[part])
-    return widened
+    torch.from_numpy(out).copy_(torch.from_numpy(stored)).mul_(torch.from_numpy(scales)[:, None])
 
 
 def _to_float16(vectors: Mapping[str, ndarray]) -> dict[str, ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from numpy import ndarray
 from upath import UPath
+from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.errors import CorruptionError
@@ -65,11 +66,13 @@ def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None =
         array = zarr.open_group(zarr_store(directory / name), mode="r")[block]
         total = np.zeros(array.shape) if out is None else out
         for start, stop in _bounds(len(total), array.chunks[0]):
-            panel = array[start:stop, :stop]
+            panel = total[start:stop, :stop] if out is None else np.empty((stop - start, stop))
+            array.get_basic_selection((slice(start, stop), slice(stop)), out=NDBuffer.from_numpy_array(panel))
             if np.isnan(panel[0]).any(where=np.arange(stop) <= start):  # one entry of each tile of the panel at least
                 raise _corruption(directory, name, block, "lacks a part that was written")
             panel[:, start:] = np.tril(panel[:, start:])
-            total[start:stop, :stop] += panel
+            if out is not None:
+                total[start:stop, :stop] += panel
     except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged files
         raise _corruption(directory, name, block, f"is missing or damaged ({error})") from error
     return total

@@ -1,30 +1,33 @@
 """Methods that rank candidates without the model, in the same result table as those that need it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
+from numpy import ndarray
 
-from storage.layout import RANKING
+from storage.layout import DOCUMENTS
 from storage.manifest import Draft
 from storage.queries import Query, asked
-from storage.results import OPPONENT, PROPONENT, RESULT_SCHEMA, QueryLike
-from storage.tables import write_table
+from storage.results import PROPONENT, QueryLike
+from storage.tables import read_table
+from tasks.candidates import Candidates
 from tasks.curvature import IndexedShards
-from tasks.index import shard_texts
-from tasks.numerics.bm25 import Bm25
+from tasks.numerics.bm25 import Bm25, CorpusCounts
+from tasks.progress import progress
+from tasks.rankings import BOTH_ENDS, rank_parts, write_ranking
 from tasks.stage import stage
 
 BM25, RANDOM = "bm25", "random"
-SCORES_AT_ONCE = 1 << 24  # float64 scores held together: 128 MiB
+DOCUMENTS_AT_ONCE = 1024  # whose scores for all queries are held together
 
 
 class BaselineRequest(IndexedShards):
     """A query set to be ranked by the documents' texts, or by chance."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     method: str
     queries: tuple[Query, ...]
@@ -42,20 +45,18 @@ class BaselineRequest(IndexedShards):
 
 @stage
 def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
-    """Write each query's ranking by BM25 or by chance."""
-    texts = shard_texts(request.shard_paths, without=request.withdrawn_ids())
+    """Write each query's ranking by BM25 or by chance.
+
+    That of BM25 holds no opponents: a lexical score of 0 is the absence of shared words, which speaks against nothing.
+    """
+    candidates = Candidates(request.shards, request.index, request.tombstones)
     if request.method == BM25:
-        ranking = bm25(texts, request.queries, k=request.top_k)
+        scores, kinds = _bm25_scores(request, candidates), (PROPONENT,)
     else:
-        ranking = _random_ranking(request, list(texts))
-    write_table(draft.path / RANKING, ranking)
-    draft.facts |= {"method": request.method, "num_candidates": len(texts)}
-
-
-def _random_ranking(request: BaselineRequest, ids: Sequence[str]) -> pl.DataFrame:
-    scores = np.random.default_rng(request.seed).random((len(request.queries), len(ids)))
+        scores, kinds = _random_scores(request, candidates), BOTH_ENDS
+    ranked = rank_parts(scores, candidates, top_k=request.top_k, kinds=kinds)
     query_ids = [query.id for query in request.queries]
-    return result_rows(scores, method=RANDOM, query_ids=query_ids, candidate_ids=ids, k=request.top_k)
+    write_ranking(draft, ranked, method=request.method, query_ids=query_ids, candidates=candidates)
 
 
 def search_text(query: QueryLike) -> str:
@@ -63,65 +64,25 @@ def search_text(query: QueryLike) -> str:
     return f"{query.prompt} {query.completion}"
 
 
-def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """[q n] BM25 score of every document for every query text."""
-    return Bm25(documents).scores(queries)
+def _bm25_scores(request: BaselineRequest, candidates: Candidates) -> Iterator[ndarray]:
+    """[q n] of some documents at a time; withdrawn ones count nowhere in the corpus."""
+    corpus = CorpusCounts()
+    withdrawn = pl.Series(sorted(request.withdrawn_ids()), dtype=pl.String)
+    with progress(request.label, total=2 * len(candidates.paths), unit="shards") as advance:
+        for path in candidates.paths:
+            documents = read_table(path, DOCUMENTS)
+            corpus.add(documents.filter(~pl.col("id").is_in(withdrawn.implode()))["text"].to_list())
+            advance(1)
+        bm25 = Bm25(corpus, [search_text(query) for query in request.queries])
+        for path in candidates.paths:
+            for documents in read_table(path, DOCUMENTS).iter_slices(DOCUMENTS_AT_ONCE):
+                yield bm25.scores(documents["text"].to_list())
+            advance(1)
 
 
-def bm25(documents: Mapping[str, str], queries: Sequence[QueryLike], *, k: int, method: str = "bm25") -> pl.DataFrame:
-    """The result table of BM25: the k best documents of each query.
-
-    It holds no opponents: a lexical score of 0 is the absence of shared words, which speaks against nothing.
-
-    Args:
-        documents: Text by id, in corpus order.
-        k: How many to keep; 0 keeps all.
-    """
-    index, ids = Bm25(list(documents.values())), list(documents)
-    step = max(1, SCORES_AT_ONCE // max(1, len(ids)))
-    tables = [RESULT_SCHEMA.to_frame()]
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step]
-        scores = index.scores([search_text(query) for query in part])
-        table = result_rows(scores, method=method, query_ids=[query.id for query in part], candidate_ids=ids, k=k)
-        tables.append(table.filter(pl.col("kind") == PROPONENT))
-    return pl.concat(tables)
-
-
-def result_rows(
-    scores: np.ndarray, *, method: str, query_ids: Sequence[str], candidate_ids: Sequence[str], k: int
-) -> pl.DataFrame:
-    """The result table of one method, proponents and opponents, from the [q n] scores of all candidates."""
-    ids = pl.Series("candidate_id", candidate_ids, dtype=pl.String)
-    tables = [RESULT_SCHEMA.to_frame()]
-    for query_id, row in zip(query_ids, scores, strict=True):
-        for kind, chosen in zip((PROPONENT, OPPONENT), top_and_bottom(row, k=k), strict=True):
-            ranked = pl.DataFrame({"candidate_id": ids.gather(chosen), "score": row[chosen]}).with_columns(
-                query_id=pl.lit(query_id),
-                method=pl.lit(method),
-                kind=pl.lit(kind),
-                rank=pl.int_range(1, pl.len() + 1),
-            )
-            tables.append(ranked.select(RESULT_SCHEMA.names()).cast(dict(RESULT_SCHEMA)))
-    return pl.concat(tables)
-
-
-def top_and_bottom(scores: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the k highest of n scores, highest first, and of the k lowest, lowest first; ties in corpus order.
-
-    ``k = 0`` means all, and so does a k beyond n.
-
-    Raises:
-        ValueError: A score is not finite, and so has no place in an order.
-    """
-    if not np.isfinite(scores).all():
-        raise ValueError(f"score {scores[~np.isfinite(scores)][0]} has no place in an order; quarantine its document")
-    return _highest(scores, k=k), _highest(-scores, k=k)
-
-
-def _highest(scores: np.ndarray, *, k: int) -> np.ndarray:
-    if not 0 < k < len(scores):
-        return np.argsort(-scores, kind="stable")
-    threshold = np.partition(scores, -k)[-k]
-    contenders = np.flatnonzero(scores >= threshold)  # in corpus order, which the stable sort keeps among equals
-    return contenders[np.argsort(-scores[contenders], kind="stable")[:k]]
+def _random_scores(request: BaselineRequest, candidates: Candidates) -> Iterator[ndarray]:
+    """[q n] of some documents at a time, the same however the corpus is cut."""
+    rng = np.random.default_rng(request.seed)
+    for start in range(0, candidates.num_positions, DOCUMENTS_AT_ONCE):
+        count = min(DOCUMENTS_AT_ONCE, candidates.num_positions - start)
+        yield rng.random((count, len(request.queries))).T

@@ -25,10 +25,11 @@ from storage.queries import Query, asked
 from storage.results import PROPONENT
 from storage.tables import read_table
 from tasks.baselines import search_text
+from tasks.candidates import Candidates
 from tasks.checkpoint import Checkpoint, read_checkpoint
 from tasks.index import Index
 from tasks.progress import progress
-from tasks.rankings import rank_parts, read_candidates, write_ranking
+from tasks.rankings import rank_parts, write_ranking
 from tasks.stage import StageRequest, gather, stage
 
 TEXTS_AT_ONCE = 32
@@ -137,10 +138,10 @@ def rank_by_embeddings(request: DenseRequest, draft: Draft) -> None:
     queries = np.concatenate(list(_embed(request.encoder, [search_text(query) for query in request.queries])))
     stored = (read_arrays(artifact.path(request.index), EMBEDDINGS)[EMBEDDING] for artifact in request.embeddings)
     parts = (queries.astype(np.float64) @ documents.astype(np.float64).T for documents in stored)
-    candidates = read_candidates(request.documents, request.index, request.tombstones)
+    candidates = Candidates(request.documents, request.index, request.tombstones)
     write_ranking(
         draft,
-        rank_parts(parts, candidates.are_live, top_k=request.top_k, kinds=(PROPONENT,)),
+        rank_parts(parts, candidates, top_k=request.top_k, kinds=(PROPONENT,)),
         method="dense",
         query_ids=[query.id for query in request.queries],
         candidates=candidates,

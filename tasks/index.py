@@ -1,6 +1,7 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,7 @@ from tasks.second_moment import SecondMomentConfig
 from tasks.tombstones import read_ids
 
 SHARDS = ShardRequest.kind
+IDS_AT_ONCE = 1 << 24  # compared in one piece
 DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
 
 
@@ -120,21 +122,23 @@ def _settings(engine: EngineSpec, mode: str) -> dict[str, Any]:
     return _flat({**engine.inputs(), "second_moment": mode, "optimizer": optimizer})
 
 
-def require_distinct_ids(shards: Sequence[UPath]) -> None:
+def require_distinct_ids(shards: Sequence[UPath], *, num_documents: int) -> None:
     """Refuse a corpus in which two documents share an id: a result could not say which of them it means.
 
     Raises:
         InputError: Names such an id.
     """
-    hashes = pl.concat([read_ids(shard).hash() for shard in shards])  # 8 bytes a document, whatever its id
-    repeated = hashes.filter(hashes.is_duplicated()).unique()
-    if not len(repeated):
-        return
-    suspects = pl.concat([ids.filter(ids.hash().is_in(repeated.implode())) for ids in map(read_ids, shards)])
-    shared = suspects.filter(suspects.is_duplicated())
-    if len(shared):
+    num_shared, example = 0, None
+    num_parts = ceil(num_documents / IDS_AT_ONCE)
+    for number in range(num_parts):
+        # equal ids have equal hashes, so they meet in one part
+        ids = pl.concat([ids.filter(ids.hash() % num_parts == number) for ids in map(read_ids, shards)])
+        shared = ids.filter(ids.is_duplicated())
+        num_shared += len(shared)
+        example = example or next(iter(shared), None)
+    if num_shared:
         raise InputError(
-            f"{len(shared)} documents share their id with another, {shared[0]!r} for one; give --id-column another "
+            f"{num_shared} documents share their id with another, {example!r} for one; give --id-column another "
             "column, or one that no document has, to call them by file and row"
         )
 
@@ -145,13 +149,14 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
     Raises:
         InputError: No shard has a document, or two documents have one id.
     """
-    if not sum(shard.facts["num_documents"] for shard in shards):
+    num_documents = sum(shard.facts["num_documents"] for shard in shards)
+    if not num_documents:
         num_quarantined = sum(shard.facts["num_quarantined"] for shard in shards)
         raise InputError(
             f"the corpus has no usable document: {num_quarantined} rows were quarantined; see the reasons in "
             "shards/*/quarantine.parquet, and check the text column and the checkpoint"
         )
-    require_distinct_ids([shard.path(index) for shard in shards])
+    require_distinct_ids([shard.path(index) for shard in shards], num_documents=num_documents)
     return tuple(shards)
 
 

@@ -20,12 +20,13 @@ from storage.layout import DOCUMENTS
 from storage.manifest import Artifact, Draft
 from storage.queries import Query, asked
 from storage.tables import read_table
+from tasks.candidates import Candidates
 from tasks.checkpoint import context_tokens, load_model, load_tokenizer
 from tasks.engine import EngineSpec, model_blocks
 from tasks.numerics.batching import Window, batches, pad, windows
 from tasks.numerics.influence import Batch, CurvedLoss, conjugate_gradients, mean_eigenvalue
 from tasks.progress import progress
-from tasks.rankings import Candidates, rank_parts, read_candidates, write_ranking
+from tasks.rankings import rank_parts, write_ranking
 from tasks.stage import StageRequest, stage
 from tasks.tokens import tokenize_documents, tokenize_query
 from tasks.tombstones import read_tombstones
@@ -79,8 +80,8 @@ class InfluenceRequest(StageRequest):
 def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents by ``∇L(m)ᵀ (H + δ I)^-1 ∇L(q)``."""
     documents, query_batch, loss = _prepare(request)
-    candidates = _candidates(request)
-    num_documents = len(candidates.ids)
+    candidates = Candidates(request.documents, request.index, request.tombstones)
+    num_documents = candidates.num_live  # H is their curvature: a withdrawn one has no part in that either
     with _one_solve(request, documents) as advance:
 
         def product(vectors: Tensor) -> Tensor:
@@ -93,10 +94,11 @@ def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
         solutions, iterations = _solve(
             request.config, lambda vectors: product(vectors) + delta * vectors, loss.gradients(query_batch)
         )
-    scores = _scores(loss, documents, solutions, num_documents)
+    scores = np.zeros((len(request.queries), candidates.num_positions))
+    scores[:, candidates.live(0, candidates.num_positions)] = _scores(loss, documents, solutions, num_documents)
     write_ranking(
         draft,
-        rank_parts([scores], candidates.are_live, top_k=request.top_k),
+        rank_parts([scores], candidates, top_k=request.top_k),
         method="influence",
         query_ids=[query.id for query in request.queries],
         candidates=candidates,
@@ -108,12 +110,6 @@ def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
         "num_iterations": iterations,
         "num_parameters": loss.num_parameters,
     }
-
-
-def _candidates(request: InfluenceRequest) -> Candidates:
-    """The documents that H is the curvature of: a withdrawn one has no part in that either."""
-    ids, are_live = read_candidates(request.documents, request.index, request.tombstones)
-    return Candidates(ids.filter(are_live), are_live[are_live])
 
 
 Documents = list[tuple[list[Window], Batch]]

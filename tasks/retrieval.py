@@ -12,6 +12,7 @@ from storage.errors import InputError
 from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS
 from storage.matrices import read_arrays
 from storage.tables import read_table
+from tasks.candidates import Candidates
 from tasks.dask_compute import compute, part, tree_merge
 from tasks.index import Index, shard_texts
 from tasks.numerics.scores import QueryBasis
@@ -63,12 +64,11 @@ def grouped_influence(request: ScoreRequest, column: str) -> pl.DataFrame:
         InputError: The index did not keep this column.
     """
     _require_column(request, column)
-    weights, bases, withdrawn = mixing_weights(request), _bases(request), request.withdrawn()
+    weights, bases = mixing_weights(request), _bases(request)
+    candidates = Candidates(request.shards, request.index, request.tombstones)
     common = _pass(request, weights)
     parts = [
-        part(_grouped_shard, path, common, bases, column, withdrawn.get(path))
-        for path, shard in zip(request.shard_paths, request.shards, strict=True)
-        if shard.facts["num_documents"]
+        part(_grouped_shard, path, common, bases, column, candidates.withdrawn.get(path)) for path in candidates.paths
     ]
     (total,) = compute([tree_merge(parts, _merge_groups)], where=request.dask)
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]

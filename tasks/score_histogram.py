@@ -17,12 +17,13 @@ from storage.matrices import read_arrays
 from storage.queries import Query
 from storage.results import OPPONENT, PROPONENT
 from storage.tables import read_table, write_table
+from tasks.candidates import Candidates
 from tasks.curvature import IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
 from tasks.index import Index
 from tasks.numerics.histogram import bin_counts
 from tasks.numerics.scores import QueryBasis
-from tasks.scores import Pass, ScoreConfig, query_bases, shard_influences, shard_starts
+from tasks.scores import Pass, ScoreConfig, query_bases, shard_influences
 from tasks.stage import stage
 
 NUM_BINS = 40
@@ -93,9 +94,10 @@ def count_scores(request: HistogramRequest, draft: Draft) -> None:
         read_arrays(request.queries.path(request.index), QUERY_VECTORS),
     )
     common = Pass(root / facts["train_norms"], (facts["mixing_weight"],), request.config)
-    counting, withdrawn = _counting(request, query_ids), request.withdrawn()
+    counting = _counting(request, query_ids)
+    candidates = Candidates(request.shards, request.index, request.tombstones)
     parts = [
-        part(_count_shard, path, common, bases, counting, withdrawn.get(path)) for path, _ in shard_starts(request)
+        part(_count_shard, path, common, bases, counting, candidates.withdrawn.get(path)) for path in candidates.paths
     ]
     (counted,) = compute([tree_merge(parts, _merge)], where=request.dask)
     ends = {"query_id": query_ids, "low": counting.low, "high": counting.high}

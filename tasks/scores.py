@@ -1,27 +1,27 @@
 """From query gradients to the highest and lowest scores over the whole corpus: one pass over the store."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
 from storage.errors import InputError
 from storage.gradients import GradientReader
-from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING, SPECTRUM
+from storage.layout import QUERIES, QUERY_VECTORS, RANKING, SPECTRUM
 from storage.manifest import Artifact, Draft
 from storage.matrices import read_arrays
 from storage.results import OPPONENT, PROPONENT
 from storage.tables import read_table, write_table
+from tasks.candidates import Candidates
 from tasks.curvature import ROWS_AT_ONCE, IndexedShards
 from tasks.dask_compute import compute, part, tree_merge
 from tasks.numerics import mixing, ranking, scores
 from tasks.numerics.ranking import Ranked
-from tasks.rankings import ranked_rows
+from tasks.rankings import result_table
 from tasks.spectra import eval_facts, train_facts
 from tasks.stage import stage
 from tasks.whitening import read_factor, read_norms
@@ -105,8 +105,10 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     spectra = _spectra(request, query_vectors)
     weight = _mixing_weight(request, spectra)
     weights = _method_weights(request, weight)
-    ranked = _rank(request, query_vectors, tuple(weights.values()))
-    write_table(draft.path / RANKING, _result_table(ranked, request, list(weights)))
+    candidates = Candidates(request.shards, request.index, request.tombstones)
+    ranked = _rank(request, candidates, query_vectors, weights)
+    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
+    write_table(draft.path / RANKING, result_table(ranked, query_ids=query_ids, candidates=candidates))
     draft.facts |= {
         "method": request.method,
         "mixing_weight": weight.value,
@@ -117,7 +119,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "crossing_values": {"R_train": weight.train_value, "R_eval": weight.eval_value},
         "damping": request.config.damping,
         "whitening": request.config.whitening,
-        "num_candidates": _num_candidates(request),
+        "num_candidates": candidates.num_live,
         "spectrum": request.spectrum and request.spectrum.name,
         "queries": request.queries.name,
         "factors": request.factors and request.factors.name,
@@ -137,27 +139,19 @@ def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[
     return {request.method: chosen.value, **further}
 
 
-def _rank(request: ScoreRequest, query_vectors: Mapping[str, ndarray], weights: tuple[float, ...]) -> Rankings:
-    """One pass over all shards."""
+def _rank(
+    request: ScoreRequest, candidates: Candidates, query_vectors: Mapping[str, ndarray], weights: Mapping[str, float]
+) -> dict[tuple[str, str], Ranked]:
+    """One pass over all shards: the rankings by method, and PROPONENT or OPPONENT."""
     bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
-    common = Pass(request.train_norms.path(request.index), weights, request.config)
-    withdrawn = request.withdrawn()
+    common = Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
     parts = [
-        part(_rank_shard, path, common, bases, start, withdrawn.get(path)) for path, start in shard_starts(request)
+        part(_rank_shard, path, common, bases, start, candidates.withdrawn.get(path))
+        for path, start in candidates.shards()
     ]
     (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
-    return ranked
-
-
-def shard_starts(request: IndexedShards) -> list[tuple[UPath, int]]:
-    """Each shard that has documents, and the place of its first one in the corpus."""
-    counts = [shard.facts["num_documents"] for shard in request.shards]
-    starts = np.cumsum([0, *counts[:-1]]).tolist()
-    return [pair for pair, count in zip(zip(request.shard_paths, starts, strict=True), counts, strict=True) if count]
-
-
-def _num_candidates(request: IndexedShards) -> int:
-    return request.num_documents - sum(map(len, request.withdrawn().values()))
+    methods = list(weights)
+    return {(methods[number], kind): best for (number, kind), best in ranked.items()}
 
 
 def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
@@ -237,11 +231,7 @@ def shard_influences(
     for start in range(0, reader.num_rows, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, reader.num_rows)
         coordinates = [
-            readout(
-                reader.rows(block, start, stop),
-                train_norms=train_norms[start:stop, column],
-                norms=norms[start:stop, column],
-            )
+            _coordinates(readout, reader.row_parts(block, start, stop), train_norms[:, column], norms[:, column])
             for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))
         ]
         influences = scores.influences(
@@ -257,34 +247,19 @@ def shard_influences(
         yield rows, influences[:, rows - start]
 
 
+def _coordinates(
+    readout: scores.Readout, parts: Iterable[tuple[int, ndarray]], train_norms: ndarray, norms: ndarray
+) -> ndarray:
+    """t [n r] of rows that come a few at a time, by the norms of all rows of their shard."""
+    found = []
+    for first, rows in parts:
+        here = slice(first, first + len(rows))
+        found.append(readout(rows, train_norms=train_norms[here], norms=norms[here]))
+    return np.concatenate(found)
+
+
 def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
     return {
         key: ranking.merge([ranked[key] for ranked in parts], top_k=top_k, largest=key[1] == PROPONENT)
         for key in parts[0]
     }
-
-
-def _result_table(ranked: Rankings, request: ScoreRequest, methods: Sequence[str]) -> pl.DataFrame:
-    """Positions in the corpus as candidate ids, one row a method, query, kind and rank."""
-    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
-    positions = np.unique(np.concatenate([best.positions.ravel() for best in ranked.values()]))
-    ids = _ids_at(request, positions)
-    tables = []
-    for query, query_id in enumerate(query_ids):
-        for (number, kind), best in ranked.items():
-            best_ids = ids.gather(np.searchsorted(positions, best.positions[query]))
-            of_whom = {"query_id": query_id, "method": methods[number], "kind": kind}
-            tables.append(ranked_rows(best_ids, best.scores[query], **of_whom))
-    return pl.concat(tables)
-
-
-def _ids_at(request: IndexedShards, positions: ndarray) -> pl.Series:
-    """The ids of the documents at some places in the corpus, ascending; only their shards are read."""
-    shards = shard_starts(request)
-    bounds = np.searchsorted(positions, [start for _, start in shards[1:]])
-    parts = [
-        read_table(path, DOCUMENTS)["id"].gather(of_shard - start)
-        for (path, start), of_shard in zip(shards, np.split(positions, bounds), strict=True)
-        if len(of_shard)
-    ]
-    return pl.concat(parts)

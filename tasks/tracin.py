@@ -10,9 +10,10 @@ from storage.layout import QUERIES, QUERY_VECTORS
 from storage.manifest import Artifact, Draft
 from storage.matrices import read_arrays
 from storage.tables import read_table
+from tasks.candidates import Candidates
 from tasks.curvature import ROWS_AT_ONCE
 from tasks.numerics.tracin import gradient_products
-from tasks.rankings import rank_parts, read_candidates, write_ranking
+from tasks.rankings import rank_parts, write_ranking
 from tasks.stage import StageRequest, stage
 
 
@@ -55,8 +56,8 @@ class TracInRequest(StageRequest):
 def rank_by_tracin(request: TracInRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents by the sum over checkpoints."""
     query_ids = read_table(request.queries[0].path(request.index), QUERIES)["query_id"].to_list()
-    candidates = read_candidates(request.shards[0], request.index, request.tombstones)
-    ranked = rank_parts(_scores(request), candidates.are_live, top_k=request.top_k)
+    candidates = Candidates(request.shards[0], request.index, request.tombstones)
+    ranked = rank_parts(_scores(request), candidates, top_k=request.top_k)
     write_ranking(draft, ranked, method=request.method, query_ids=query_ids, candidates=candidates)
     draft.facts |= {"num_checkpoints": len(request.queries), "unit_norm": request.unit_norm}
 

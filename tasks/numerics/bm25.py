@@ -1,17 +1,21 @@
-"""BM25 scores of every document for every query, from rank-bm25's own counts and weights.
+"""BM25 scores of every document for every query, a few documents at a time, by rank-bm25's definition.
 
-    f(w,d)  [w d]  how often a word occurs in a document          |d|     [d]  number of words of a document
-    idf(w)  [w]    log((N - df + ½) / (df + ½)), floored           k1, b  rank-bm25's 1.5 and 0.75
+    f(w,d)  how often a word occurs in a document       |d|     number of words of a document
+    df(w)   number of documents that have the word      N       number of documents
+    idf(w)  log((N - df + ½) / (df + ½)), floored       k1, b   rank-bm25's 1.5 and 0.75
 
     score(q, d) = Σ_w∈q idf(w) · f(w,d) (k1 + 1) / (f(w,d) + k1 (1 - b + b |d| / mean |d|))
 
-A word that a query repeats counts again. ``BM25Okapi`` counts and weighs the words; the sum is then a sparse matrix
-product, equal to its ``get_scores`` up to rounding and two orders of magnitude faster, because only the documents that
-share a word with the query are touched.
+N, df and mean |d| are sums over the corpus; with them a document is scored on its own, and only a query's words matter.
+So two passes are enough, and what is held is the vocabulary. ``BM25Okapi`` wants the corpus in memory; it gives the idf
+and the parameters here, and the scores are those of its ``get_scores`` up to rounding.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Float
@@ -26,40 +30,71 @@ def tokenize(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+@dataclass
+class CorpusCounts:
+    """What BM25 has to know of a whole corpus.
+
+    Attributes:
+        num_documents: N.
+        num_words: Σ |d|.
+        document_frequencies: df of every word.
+    """
+
+    num_documents: int = 0
+    num_words: int = 0
+    document_frequencies: Counter[str] = field(default_factory=Counter)
+
+    def add(self, documents: Sequence[str]) -> None:
+        for words in map(tokenize, documents):
+            self.num_words += len(words)
+            self.document_frequencies.update(set(words))
+        self.num_documents += len(documents)
+
+
 class Bm25:
-    """The index of a corpus.
+    """Scores of a query set's texts.
 
     One thing differs from the library. It gives a word found in more than half of the documents a quarter of the mean
     idf, and in a small corpus whose words are mostly shared that mean is negative: a document would lose by containing
     a word of the query. Such a word counts nothing here.
     """
 
-    def __init__(self, documents: Sequence[str]) -> None:
+    def __init__(self, corpus: CorpusCounts, queries: Sequence[str]) -> None:
+        asked = [[word for word in tokenize(text) if word in corpus.document_frequencies] for text in queries]
+        self._columns = {word: column for column, word in enumerate(dict.fromkeys(chain(*asked)))}
+        self._queries = _counts(asked, self._columns)
+        if self._columns:  # rank-bm25 divides by the number of documents and by that of distinct words
+            self._library = _library(corpus)
+            self._idf = np.maximum([self._library.idf[word] for word in self._columns], 0.0)
+
+    def scores(self, documents: Sequence[str]) -> Float[np.ndarray, "q n"]:
+        """Score some documents of the corpus; a query that shares no word with one scores 0."""
+        if not self._columns:
+            return np.zeros((self._queries.shape[0], len(documents)))
         words = [tokenize(text) for text in documents]
-        self._columns: dict[str, int] = {}
-        self._weights = csr_array((0, len(documents)))
-        if any(words):  # rank-bm25 divides by the number of documents and by that of distinct words
-            library = BM25Okapi(words)
-            self._columns = {word: index for index, word in enumerate(library.idf)}
-            self._weights = _weights(library, self._columns)
-
-    def scores(self, queries: Sequence[str]) -> Float[np.ndarray, "q n"]:
-        """Score every document for every query text; a text that shares no word with it scores 0."""
-        found = [[self._columns[word] for word in tokenize(text) if word in self._columns] for text in queries]
-        pointers = np.cumsum([0, *map(len, found)])
-        indices = np.array([column for row in found for column in row], dtype=np.int64)
-        counts = csr_array((np.ones(len(indices)), indices, pointers), shape=(len(queries), len(self._columns)))
-        return (counts @ self._weights).toarray()
+        f = _counts(words, self._columns).tocoo()
+        k1, b, mean_length = self._library.k1, self._library.b, self._library.avgdl
+        lengths = np.array([len(of_document) for of_document in words])[f.row]
+        # idf(w) · f(w,d) (k1 + 1) / (f(w,d) + k1 (1 - b + b |d| / mean |d|))
+        f.data *= self._idf[f.col] * (k1 + 1) / (f.data + k1 * (1 - b + b * lengths / mean_length))
+        return (self._queries @ f.tocsr().T).toarray()
 
 
-def _weights(library: BM25Okapi, columns: Mapping[str, int]) -> csr_array:
-    """[w d] What one occurrence of a word in a query adds to each document's score."""
-    frequencies = library.doc_freqs
-    document = np.repeat(np.arange(library.corpus_size), [len(counts) for counts in frequencies])
-    word = np.array([columns[name] for counts in frequencies for name in counts], dtype=np.int64)
-    f = np.array([count for counts in frequencies for count in counts.values()], dtype=np.float64)
-    lengths = np.array(library.doc_len)[document]
-    idf = np.maximum(np.array(list(library.idf.values())), 0.0)[word]
-    # idf(w) · f(w,d) (k1 + 1) / (f(w,d) + k1 (1 - b + b |d| / mean |d|))
-    values = idf * f * (library.k1 + 1) / (f + library.k1 * (1 - library.b + library.b * lengths / library.avgdl))
-    return csr_array((values, (word, document)), shape=(len(columns), library.corpus_size))
+def _counts(texts: Sequence[Sequence[str]], columns: dict[str, int]) -> csr_array:
+    """[t w] How often each word that has a column occurs in each text."""
+    found = [[columns[word] for word in words if word in columns] for words in texts]
+    pointers = np.cumsum([0, *map(len, found)])
+    indices = np.array([column for row in found for column in row], dtype=np.int64)
+    counts = csr_array((np.ones(len(indices)), indices, pointers), shape=(len(texts), len(columns)))
+    counts.sum_duplicates()
+    return counts
+
+
+def _library(corpus: CorpusCounts) -> BM25Okapi:
+    """rank-bm25 as it would be after reading the whole corpus, but for the documents that it would hold."""
+    library = BM25Okapi([["any"]])
+    library.corpus_size = corpus.num_documents
+    library.avgdl = corpus.num_words / corpus.num_documents
+    library.idf = {}
+    library._calc_idf(corpus.document_frequencies)
+    return library

@@ -183,7 +183,9 @@ def test_an_index_takes_no_gradients_of_another_setting_and_a_refused_run_leaves
     assert (files(tmp_path / "index"), modification_times(tmp_path / "index")) == (before, times)
 
 
-def test_two_documents_of_one_id_are_refused_and_another_id_column_is_the_cure(llama, tmp_path):
+@pytest.mark.parametrize("at_once", [3, len(TEXTS)])
+def test_two_documents_of_one_id_are_refused_and_another_id_column_is_the_cure(llama, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("tasks.index.IDS_AT_ONCE", at_once)
     write_lines(
         tmp_path / "c.jsonl", [line(text, id="same" if n % 4 == 1 else f"d{n}") for n, text in enumerate(TEXTS)]
     )

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from upath import UPath
 
+from storage import gradients
 from storage.errors import CorruptionError
 from storage.gradients import GradientReader, GradientWriter
 
@@ -38,6 +39,17 @@ def test_float16_keeps_eleven_bits_at_any_gradient_scale(tmp_path, scale):
     reader = GradientReader(UPath(tmp_path))
     for name, rows in blocks.items():
         np.testing.assert_allclose(reader.rows(name, 0, 10), rows, atol=2**-10 * 4 * scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_parts_in_the_cache_are_the_same_rows(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(gradients, "ROWS_IN_CACHE", 3)
+    _write(UPath(tmp_path), _random_blocks(), dtype=dtype)
+    reader = GradientReader(UPath(tmp_path))
+    for name in DIMS:
+        parts = [(first, rows.copy()) for first, rows in reader.row_parts(name, 1, 9)]
+        assert [first for first, _ in parts] == [1, 4, 7]
+        np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), reader.rows(name, 1, 9))
 
 
 def test_a_flipped_bit_is_noticed_on_read_and_the_cure_is_named(tmp_path):

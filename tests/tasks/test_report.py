@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from storage.results import RESULT_SCHEMA
-from tasks.baselines import result_rows
 from tasks.evaluation import evaluate
 from tasks.report import Curvature, Explanation, Prediction, ReportData, decimal, fact, render_report, signed
 
@@ -70,6 +69,17 @@ class Page(HTMLParser):
         return [tag for tag, attributes in self.elements if css_class in (attributes.get("class") or "").split()]
 
 
+def ranked_by(scores, *, method, query_ids, candidate_ids):
+    """The result table of all candidates, from the [q n] scores of a method."""
+    rows = [
+        (query_id, method, kind, rank, candidate_ids[at], float(of_query[at]))
+        for query_id, of_query in zip(query_ids, scores, strict=True)
+        for kind, order in (("proponent", np.argsort(-of_query)), ("opponent", np.argsort(of_query)))
+        for rank, at in enumerate(order, start=1)
+    ]
+    return pl.DataFrame(rows, schema=RESULT_SCHEMA, orient="row")
+
+
 def page_of(texts, *, labels, **changes):
     """A report of two methods on two queries in which every foreign string is one of the labels or the texts."""
     ids = [f"{labels[index % len(labels)]}{index}" for index in range(len(texts))]
@@ -80,9 +90,7 @@ def page_of(texts, *, labels, **changes):
     ]
     scores = np.random.default_rng(0).normal(size=(2, len(texts)))
     tables = [
-        result_rows(
-            sign * scores, method=name, query_ids=[query.id for query in queries], candidate_ids=names, k=len(texts)
-        )
+        ranked_by(sign * scores, method=name, query_ids=[query.id for query in queries], candidate_ids=names)
         for name, sign in zip((labels[5], "other"), (1, -1), strict=True)
     ]
     frame = pl.concat(tables)
