@@ -1,4 +1,4 @@
-"""Claim: ten times the documents take no more memory, in any stage over the store.
+"""Claim: ten times the documents take no more memory, in any stage over the store or the texts.
 
     python -m benchmarks.memory [--documents 4096] [--blocks 4] [--dims 1024] [--dask-workers 1]
 
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,9 +20,13 @@ from upath import UPath
 
 from benchmarks.random_index import blocks, random_queries, random_shards
 from storage.manifest import Artifact
+from storage.queries import Query
+from tasks.baselines import BM25, RANDOM, BaselineRequest, rank_by_baseline
 from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.index import require_documents
 from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
 from tasks.stage import Stage, StageRequest, build
+from tasks.tracin import TracInRequest, rank_by_tracin
 from tasks.whitening import (
     FactorRequest,
     SpectrumRequest,
@@ -51,16 +55,16 @@ def apart(action: Callable[[], Artifact]) -> tuple[Artifact, float, float]:
     return result
 
 
-def peaks(index: UPath, num_documents: int, block_dims: dict[str, int]) -> dict[str, tuple[float, float]]:
+def peaks(index: UPath, num_documents: int, block_dims: dict[str, int]) -> dict[str, Sequence[float]]:
     """Per stage, its memory before and at the peak."""
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, Sequence[float]] = {}
     shards, *_ = apart(lambda: random_shards(index, num_documents=num_documents, block_dims=block_dims))
     queries, *_ = apart(lambda: random_queries(index, 16, block_dims))
     common = {"index": str(index), "shards": shards}
 
-    def stage(which: Stage, request: StageRequest) -> Artifact:
+    def stage(which: Stage, request: StageRequest, name: str | None = None) -> Artifact:
         artifact, before, peak = apart(lambda: build(which.body, request))
-        found[request.kind] = before, peak
+        found[name or request.kind] = before, peak
         return artifact
 
     R = stage(write_autocorrelation, AutocorrelationRequest(**common))
@@ -69,6 +73,12 @@ def peaks(index: UPath, num_documents: int, block_dims: dict[str, int]) -> dict[
     norms = stage(write_train_norms, TrainNormsRequest(factors=factors, **common))
     whitening = {"factors": factors, "spectrum": spectrum, "train_norms": norms, **common}
     stage(rank_candidates, ScoreRequest(method="trackstar", config=ScoreConfig(), queries=queries, **whitening))
+    of_tracin = {"shards": (shards,), "queries": (queries,), "unit_norm": True, "top_k": 10, "index": str(index)}
+    stage(rank_by_tracin, TracInRequest(method="grad_cosine", **of_tracin), "grad_cosine")
+    asked = tuple(Query(id=f"q{number}", prompt=f"w{number + 1} w9 w99", completion=" w999") for number in range(16))
+    for method in (BM25, RANDOM):
+        stage(rank_by_baseline, BaselineRequest(method=method, queries=asked, top_k=10, **common), method)
+    _, *found["distinct ids"] = apart(lambda: require_documents(shards, index=str(index)))
     return found
 
 

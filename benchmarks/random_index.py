@@ -18,6 +18,7 @@ from tasks.stage import build
 from tasks.whitening import FactorRequest, TrainNormsRequest, write_factors, write_train_norms
 
 CHUNK_ROWS = 512
+NUM_WORDS, VOCABULARY_SIZE = 30, 20_000  # of a text
 
 
 def blocks(num_blocks: int, num_dims: int) -> dict[str, int]:
@@ -67,9 +68,16 @@ def _shard(index: UPath, start: int, count: int, block_dims: dict[str, int], dty
                 rows = min(CHUNK_ROWS, count - first)
                 writer.append({block: _rows(rng, rows, dims) for block, dims in block_dims.items()})
             writer.close()
-            write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": [f"d{start + row}" for row in range(count)]}))
+            ids = [f"d{start + row}" for row in range(count)]
+            write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": ids, "text": _texts(rng, count)}))
             draft.facts |= {"num_documents": count, "block_dims": block_dims}
     return _reference(index, f"shards/{name}")
+
+
+def _texts(rng: np.random.Generator, count: int) -> list[str]:
+    """Words as often as in a language, from a vocabulary that does not grow with the corpus."""
+    words = np.minimum(rng.zipf(1.2, size=(count, NUM_WORDS)), VOCABULARY_SIZE)
+    return [" ".join(f"w{word}" for word in of_text) for of_text in words]
 
 
 def _rows(rng: np.random.Generator, count: int, num_dims: int) -> np.ndarray:
