@@ -6,10 +6,10 @@ import pytest
 from flows.config import WithdrawConfig
 from flows.withdraw import withdraw
 from tests.flows.runs import build, score
-from tests.tasks.test_object_store import bucket  # noqa: F401  (a fixture; without s3fs and moto this module is skipped)
+from tests.tasks.test_object_store import bucket  # noqa: F401  (a fixture)
 
 # botocore and aiohttp close sockets when they are collected
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.filterwarnings("default", "ignore::ResourceWarning")]
 
 
 def test_index_attribute_and_withdraw_on_an_object_store_give_the_scores_of_a_directory(

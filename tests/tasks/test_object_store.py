@@ -1,24 +1,24 @@
 """An index on object storage against the same index in a directory, with a real S3 server on the loopback address."""
 
+import gc
 import os
 
 import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from upath import UPath
 
 from storage.manifest import damaged_files, is_complete, remove_tree
 from tests.tasks.test_scores import gradients, in_this_process, rank  # noqa: F401  (the first two are fixtures)
 
-pytest.importorskip("s3fs", reason="object storage needs s3fs: pip install trackstar[s3]")
-server = pytest.importorskip("moto.server", reason="the S3 server of this test is moto: pip install 'moto[server]'")
-
 # botocore and aiohttp close sockets when they are collected
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = pytest.mark.filterwarnings("default", "ignore::ResourceWarning")
 
 
 @pytest.fixture
 def bucket(monkeypatch):
     """A bucket's URL; where the server is and who asks is in the environment, as for any S3 client."""
-    s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
     host, port = s3.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -26,8 +26,11 @@ def bucket(monkeypatch):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("NO_PROXY", f"{os.environ.get('NO_PROXY', '')},127.0.0.1")
-    UPath("s3://trackstar").fs.mkdir("trackstar")
-    yield "s3://trackstar"
+    name = f"trackstar-{port}"  # the servers of one process share their buckets
+    UPath(f"s3://{name}").fs.mkdir(name)
+    yield f"s3://{name}"
+    S3FileSystem.clear_instance_cache()  # or the next test would ask this server
+    gc.collect()  # what the clients leave unclosed is to be found here, not in another test
     s3.stop()
 
 
