@@ -9,7 +9,10 @@ from tests.flows.runs import build, score
 from tests.tasks.test_object_store import bucket  # noqa: F401  (a fixture)
 
 # botocore and aiohttp close sockets when they are collected
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.filterwarnings("default", "ignore::ResourceWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server"),
+    pytest.mark.filterwarnings("default", "ignore::ResourceWarning"),
+]
 
 
 def test_index_attribute_and_withdraw_on_an_object_store_give_the_scores_of_a_directory(
