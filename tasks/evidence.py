@@ -2,6 +2,7 @@
 
     relevant_ids    the query file names them
     aliases         the query has ``aliases``, and the text holds the completion or one of them as whole words
+    entailment      it has neither, and a local entailment model was asked (``tasks.entailment``)
 
 Text is compared after Unicode NFKC and case folding, so that width, ligatures and capitals do not matter.
 """
@@ -15,7 +16,7 @@ from storage.queries import Query
 from tasks.index import Index, shard_texts
 from tasks.tombstones import read_tombstones
 
-Source = Literal["relevant_ids", "aliases"]
+Source = Literal["relevant_ids", "aliases", "entailment"]
 
 
 class LabelledQuery(Query):
