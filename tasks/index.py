@@ -171,11 +171,11 @@ def _remove_outdated(index: Index) -> None:
     They are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
     """
     stores = [kind for kind in index.path.iterdir() if kind.name.endswith(SHARDS)]  # other methods have their own
-    kept = {manifest.digest for kind in stores for _, manifest in _manifests(kind)}
+    kept = {manifest.digest for kind in stores for _, manifest in manifests(kind)}
     own = {shard.digest for shard in index.shards}
     current = index.autocorrelation and index.autocorrelation.digest
     for kind in DERIVED:
-        for directory, manifest in _manifests(index.path / kind):
+        for directory, manifest in manifests(index.path / kind):
             is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
             if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
                 kept.add(manifest.digest)
@@ -189,7 +189,7 @@ def _sources(identity: Mapping[str, Any]) -> set[str]:
     return {*identity.get("shards", ()), *single}
 
 
-def _manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
+def manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
     for directory in list(kind.iterdir()) if kind.is_dir() else []:
         manifest = read_manifest(directory) if is_artifact_name(directory.name) else None
         if manifest is not None:
