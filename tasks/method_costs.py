@@ -1,4 +1,4 @@
-"""The seconds that each method of a comparison takes: once for the corpus, and for every query set.
+"""The seconds that each method of a comparison takes: once for a corpus, once for a damping, once for a query set.
 
     index, once                 gradients, V and R_train; plain gradients or embeddings where a method needs those
     query gradients             the query set through the model
@@ -35,7 +35,7 @@ BUILD = "index, once"
 QUERY_GRADIENTS = "query gradients"
 CORPUS_STATISTICS = "factors, norms, spectrum"
 SCORES = "scores"
-SUM = "sum per query set"
+SUM = "sum without index"
 STEPS = (BUILD, QUERY_GRADIENTS, CORPUS_STATISTICS, SCORES, SUM)
 RUNS_AT_ONCE = 200  # the most that Prefect answers with
 
