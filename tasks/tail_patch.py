@@ -36,7 +36,7 @@ class TailPatchRequest(IndexedShards):
     """The proponents of some rankings to be trained on, one by one."""
 
     kind: ClassVar[str] = "tail_patch"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     queries: tuple[Query, ...]
