@@ -24,8 +24,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.facts import markdown, publish, read_outcome
 from benchmarks.facts_corpus import FactsCorpus, write_facts_corpus
+from benchmarks.facts_outcome import Run, read_outcome
+from benchmarks.facts_page import markdown, publish
 from flows.compare import compare
 from flows.config import CompareConfig, IndexConfig
 from flows.index import index
@@ -197,8 +198,7 @@ def main() -> None:
     trace_films(str(out / "checkpoint"), str(queries_file), str(out), methods, arguments.tail_patch)
     outcome = read_outcome(out / "results", queries_file, corpus.frequencies)
     command = f"python -m benchmarks.facts_smollm2 --epochs {arguments.epochs} --methods {arguments.methods}"
-    page = markdown(outcome, corpus, command=command)
-    publish(page, arguments.results)
+    publish(markdown([Run(0, corpus, outcome)], command=command), arguments.results)
 
 
 if __name__ == "__main__":

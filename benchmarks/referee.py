@@ -26,7 +26,7 @@ from storage.results import PROPONENT
 from tasks.checkpoint import load_model, load_tokenizer
 from tasks.engine import model_blocks
 from tasks.evaluation import Metrics
-from tasks.index import Index, shard_texts
+from tasks.index import Index, each_text
 from tasks.tokens import tokenize_documents, tokenize_query
 
 METHODS = ("trackstar", "grad_cosine", "bm25", "random")
@@ -66,7 +66,7 @@ def ours(arguments: argparse.Namespace) -> tuple[Index, Metrics, pl.DataFrame]:
 
 def quandas(arguments: argparse.Namespace, built: Index, frame: pl.DataFrame) -> dict[str, dict[str, float]]:
     """The same metrics by quanda, in its own environment."""
-    texts, queries = shard_texts(built.shard_paths), read_queries(arguments.queries)
+    texts, queries = dict(each_text(built.shard_paths)), read_queries(arguments.queries)
     ranks, relevant = _ranks(frame, queries, list(texts)), _relevant(queries, texts)
     np.savez(arguments.out / "arrays.npz", ranks=ranks, relevant=relevant)
     engine = built.engine

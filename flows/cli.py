@@ -166,6 +166,12 @@ def compare(
         list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
     ] = None,
     dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
+    entailment_model: Annotated[
+        str | None,
+        typer.Option(help="Local one, to judge evidence for queries with no relevant_ids and no aliases."),
+    ] = None,
+    entailment_threshold: Annotated[float, typer.Option(help="How sure it must be that a document is evidence.")] = 0.5,
+    entailment_depth: Annotated[int, typer.Option(min=1, help="Documents it reads of each query and method.")] = 10,
     influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
     dask: DaskOption = "local",
 ) -> None:
@@ -184,6 +190,8 @@ def compare(
         "token_influence": {"num_proponents": token_influence},
         "also_checkpoints": also_checkpoints or [],
         "dense_encoder": dense_encoder,
+        "entailment_model": entailment_model,
+        "entailment": {"threshold": entailment_threshold, "depth": entailment_depth},
         "influence": {"damping": influence_damping},
         "dask": dask,
     }

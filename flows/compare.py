@@ -7,6 +7,7 @@ from flows.config import CompareConfig
 from tasks.artifacts import publish_metrics
 from tasks.attribution import encode, write_results
 from tasks.comparison import Measured, write_comparison
+from tasks.entailment import judged
 from tasks.evaluation import Metrics
 from tasks.evidence import labelled
 from tasks.explanation import ExplanationConfig, explain
@@ -20,23 +21,24 @@ def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
     config.check()
     index = read_index(config.index)
-    queries = labelled(config.asked(), index)
-    encoded = encode(index, queries)
-    comparison = Comparison(index, queries, encoded, config.settings)
+    asked = config.asked()
+    encoded = encode(index, asked)
+    comparison = Comparison(index, asked, encoded, config.settings)
     rankings = tuple(comparison.rank_by(method) for method in config.methods)
+    queries, pool = judged(index, labelled(asked, index), rankings, config.judge)
     run = write_results(index, queries, encoded, rankings, config.out)
     patch = TailPatchRequest(
         index=config.index,
         shards=index.shards,
         engine=index.engine,
-        queries=tuple(queries),
+        queries=tuple(asked),
         rankings=rankings,
         config=config.tail_patch,
     )
     tail_patch = measure_tail_patch(patch) if config.tail_patch.num_proponents else None
     settings = ExplanationConfig(score=config.score, tokens=config.token_influence, dask=config.dask)
     explained = explain(index, queries, encoded, rankings, settings)
-    measured = Measured(encoded, rankings, tail_patch, explained)
+    measured = Measured(encoded, rankings, pool, tail_patch, explained)
     metrics = write_comparison(index, queries, measured, out=config.out, run=run)
     publish_metrics(metrics, config.out)
     return metrics

@@ -12,6 +12,8 @@ from tasks.checkpoint import ModelConfig, model_files
 from tasks.corpus import CorpusConfig
 from tasks.curvature import CurvatureConfig
 from tasks.engine import GradientConfig
+from tasks.entailment import EntailmentConfig, Judge, require_undecided
+from tasks.entailment_model import read_entailment_model
 from tasks.index import read_index
 from tasks.influence import InfluenceConfig
 from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
@@ -137,6 +139,12 @@ class CompareConfig(AttributeConfig):
     dense_encoder: Url | None = Field(
         None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
     )
+    entailment_model: Url | None = Field(
+        None,
+        title="Entailment model",
+        description="Directory of a local one, to judge what is evidence for queries without relevant_ids and aliases.",
+    )
+    entailment: EntailmentConfig = EntailmentConfig()
 
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
@@ -145,6 +153,9 @@ class CompareConfig(AttributeConfig):
         if self.dense_encoder is not None:
             model_files(self.dense_encoder)
         super().check()
+        if self.entailment_model is not None:
+            require_undecided(self.asked())
+            read_entailment_model(self.entailment_model)
 
     @property
     def settings(self) -> MethodSettings:
@@ -155,6 +166,10 @@ class CompareConfig(AttributeConfig):
             dense_encoder=self.dense_encoder,
             dask=self.dask,
         )
+
+    @property
+    def judge(self) -> Judge | None:
+        return Judge(self.entailment_model, self.entailment) if self.entailment_model is not None else None
 
 
 class WithdrawConfig(FlowConfig):

@@ -17,6 +17,7 @@ from storage.verification import findings, remove_damaged
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
 SHOWN_CHARACTERS = 70
+SHORT_NAME = 12  # of a metric: no wider than its interval
 
 
 def facts_table(title: str, facts: Iterable[tuple[str, Any]]) -> Table:
@@ -93,12 +94,20 @@ def attribution_table(config: Any) -> RenderableType:
 
 
 def metrics_table(metrics: Any) -> Table:
-    """Methods by metrics, with intervals."""
+    """A row a method, a column a metric, each mean above its interval; whatever is compared, it fits 80 columns."""
     names = list(dict.fromkeys(name for values in metrics.methods.values() for name in values))
-    table = Table("metric", *metrics.methods, title="Mean over queries, 95 % interval", title_justify="left")
-    for name in names:
-        found = [values.get(name) for values in metrics.methods.values()]
-        table.add_row(name, *(f"{e.value:.3f}\n[dim]{e.low:.3f} – {e.high:.3f}[/]" if e else "" for e in found))
+    table = Table(
+        "method",
+        *(name if len(name) <= SHORT_NAME else name.replace("_at_", "_\nat_") for name in names),
+        title=f"Mean over queries, 95 % interval; evidence: {metrics.evidence or 'none'}",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+    for method, values in metrics.methods.items():
+        found = [values.get(name) for name in names]
+        table.add_row(method, *(f"{e.value:.3f}\n[dim]{e.low:.3f} {e.high:.3f}[/]" if e else "" for e in found))
     return table
 
 

@@ -12,6 +12,7 @@
       train_norms/<digest>/          <shard>.safetensors: ‖R_train^(-1/2) φ‖² and ‖φ‖² of every document, at one damping
       plain_shards/<digest>/         gradients.zarr without V, documents.parquet: only for methods that need them
       embeddings/<digest>/           embeddings.safetensors: of each document, by a sentence encoder
+      judgements/<digest>/           judgements.parquet: how surely documents entail the facts asked about
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
       token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
@@ -50,6 +51,7 @@ QUERIES = "queries.parquet"
 QUERY_VECTORS = "vectors.safetensors"
 
 EMBEDDINGS = "embeddings.safetensors"
+JUDGEMENTS = "judgements.parquet"
 
 RANKING = "ranking.parquet"
 TAIL_PATCH = "tail_patch.parquet"

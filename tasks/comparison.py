@@ -12,11 +12,11 @@ from storage.matrices import read_arrays
 from storage.queries import Query
 from storage.results import read_proponents, write_atomically, write_json, write_text
 from storage.tables import read_table
-from tasks.costs import method_costs
-from tasks.evaluation import Metrics, evaluate
+from tasks.evaluation import Metrics, Pool, evaluate
 from tasks.evidence import evidence_sources
 from tasks.explanation import Explained, read_explanation
 from tasks.index import Index, block_summary, shard_texts
+from tasks.method_costs import index_seconds, method_costs
 from tasks.methods import TRACKSTAR
 from tasks.numerics.mixing import eval_spectrum
 from tasks.report import Curvature, Prediction, ReportData, render_report
@@ -28,13 +28,14 @@ class Measured(NamedTuple):
 
     encoded: Artifact
     rankings: Sequence[Artifact]
+    pool: Pool | None
     tail_patch: Artifact | None
     explained: Explained | None
 
 
 def write_comparison(index: Index, queries: Sequence[Query], measured: Measured, *, out: str, run: dict) -> Metrics:
     """Evaluate the result table that lies in ``out``; write metrics.json, tail_patch.parquet and report.html."""
-    encoded, rankings, tail_patch, explained = measured
+    encoded, rankings, pool, tail_patch, explained = measured
     directory = location(out)
     frame = read_proponents(directory)
     changes = tail_patch and read_table(tail_patch.path(str(index.path)), TAIL_PATCH)
@@ -42,6 +43,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
         with write_atomically(directory / TAIL_PATCH) as file:
             changes.write_parquet(file)
     metrics = evaluate(frame, queries, tail_patch=changes, evidence=evidence_sources(queries))
+    metrics = metrics.model_copy(update={"pool": pool})
     write_json(directory / METRICS, metrics.model_dump())
     data = ReportData(
         model=index.engine.checkpoint.name,
@@ -53,7 +55,7 @@ def write_comparison(index: Index, queries: Sequence[Query], measured: Measured,
         metrics=metrics,
         tail_patch=changes,
         facts=_facts(index, run, tail_patch),
-        costs=method_costs(index.path, rankings),
+        costs=method_costs(index.path, rankings, built=index_seconds(index)),
         curvature=_curvature(index, encoded, run),
         explanation=read_explanation(index, explained),
         num_quarantined=index.total("num_quarantined"),

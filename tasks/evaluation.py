@@ -40,6 +40,20 @@ class Estimate(BaseModel):
     high: float = Field(allow_inf_nan=False)
 
 
+class Pool(BaseModel):
+    """What an entailment model was asked: all that is known of the evidence of the queries it judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    digest: str = Field(description="Of the model's files.")
+    threshold: float = Field(description="How sure it must be that a document entails the fact.")
+    depth: int = Field(description="Documents of each method and query that are in the pool.")
+    num_queries: int = Field(ge=0)
+    num_documents: int = Field(ge=0, description="Judged, those of different queries counted apart.")
+    num_evidence: int = Field(ge=0, description="Found to state the fact of their query.")
+
+
 class Metrics(BaseModel):
     """The content of ``metrics.json``; ``model_dump()`` is its JSON."""
 
@@ -49,9 +63,10 @@ class Metrics(BaseModel):
     reference: str | None = Field(description="The method that the differences are taken against: the first one.")
     differences: dict[str, dict[str, Estimate]] = Field(description="Method minus reference, paired by query.")
     evidence: str | None = Field(
-        description="Where relevance comes from: relevant_ids, aliases (found in the text), or both; null without any."
+        description="Where relevance comes from: relevant_ids, aliases (found in the text), entailment; null without."
     )
     num_queries_by_evidence: dict[str, int] = Field(description="The queries with evidence, by where it comes from.")
+    pool: Pool | None = Field(None, description="What was judged, where evidence comes from entailment.")
     num_queries: int = Field(ge=0)
     num_queries_with_evidence: int = Field(ge=0, description="Only these enter the retrieval metrics.")
     num_ranks: dict[str, int] = Field(description="Proponents per query; evidence below counts as not found.")

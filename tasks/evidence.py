@@ -2,20 +2,21 @@
 
     relevant_ids    the query file names them
     aliases         the query has ``aliases``, and the text holds the completion or one of them as whole words
+    entailment      it has neither, and a local entailment model was asked (``tasks.entailment``)
 
 Text is compared after Unicode NFKC and case folding, so that width, ligatures and capitals do not matter.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from storage.queries import Query
-from tasks.index import Index, shard_texts
+from tasks.index import Index, each_text
 from tasks.tombstones import read_tombstones
 
-Source = Literal["relevant_ids", "aliases"]
+Source = Literal["relevant_ids", "aliases", "entailment"]
 
 
 class LabelledQuery(Query):
@@ -27,14 +28,14 @@ class LabelledQuery(Query):
 def labelled(queries: Sequence[Query], index: Index) -> list[LabelledQuery]:
     """The queries with their evidence among the documents of an index, whose texts are read only if one needs them."""
     withdrawn = set(read_tombstones(index.tombstones, str(index.path))["id"])
-    return label(queries, shard_texts(index.shard_paths, without=withdrawn) if needs_texts(queries) else {})
+    return label(queries, each_text(index.shard_paths, without=withdrawn))
 
 
-def label(queries: Sequence[Query], texts: Mapping[str, str]) -> list[LabelledQuery]:
+def label(queries: Sequence[Query], texts: Iterable[tuple[str, str]]) -> list[LabelledQuery]:
     """The queries with their evidence; one that names its own keeps it, and one without either has none.
 
     Args:
-        texts: Every candidate's text by id; not read where no query needs it.
+        texts: Every candidate's id and text; not read where no query needs it.
     """
     searched = [query for query in queries if _is_searched(query)]
     found = _candidates_with(searched, texts) if searched else {}
@@ -44,10 +45,6 @@ def label(queries: Sequence[Query], texts: Mapping[str, str]) -> list[LabelledQu
 def evidence_sources(queries: Iterable[Query]) -> dict[str, Source]:
     """Query id to the source of its evidence, for the queries whose source is known."""
     return {query.id: query.evidence for query in queries if isinstance(query, LabelledQuery) and query.evidence}
-
-
-def needs_texts(queries: Iterable[Query]) -> bool:
-    return any(_is_searched(query) for query in queries)
 
 
 def names_of_answer(query: Query) -> list[str]:
@@ -64,11 +61,11 @@ def _is_searched(query: Query) -> bool:
     return query.relevant_ids is None and bool(query.answer_aliases)
 
 
-def _candidates_with(queries: Sequence[Query], texts: Mapping[str, str]) -> dict[str, list[str]]:
+def _candidates_with(queries: Sequence[Query], texts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Query id to the candidates whose text holds one of the answer's names between word boundaries."""
     patterns = {query.id: _pattern(names_of_answer(query)) for query in queries}
     found: dict[str, list[str]] = {query.id: [] for query in queries}
-    for candidate_id, text in texts.items():
+    for candidate_id, text in texts:
         normal = normalise(text)
         for query_id, pattern in patterns.items():
             if pattern.search(normal):

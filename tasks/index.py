@@ -176,11 +176,11 @@ def _remove_outdated(index: Index) -> None:
     They are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
     """
     stores = [kind for kind in index.path.iterdir() if kind.name.endswith(SHARDS)]  # other methods have their own
-    kept = {manifest.digest for kind in stores for _, manifest in _manifests(kind)}
+    kept = {manifest.digest for kind in stores for _, manifest in manifests(kind)}
     own = {shard.digest for shard in index.shards}
     current = index.autocorrelation and index.autocorrelation.digest
     for kind in DERIVED:
-        for directory, manifest in _manifests(index.path / kind):
+        for directory, manifest in manifests(index.path / kind):
             is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
             if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
                 kept.add(manifest.digest)
@@ -194,22 +194,23 @@ def _sources(identity: Mapping[str, Any]) -> set[str]:
     return {*identity.get("shards", ()), *single}
 
 
-def _manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
+def manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
     for directory in list(kind.iterdir()) if kind.is_dir() else []:
         manifest = read_manifest(directory) if is_artifact_name(directory.name) else None
         if manifest is not None:
             yield directory, manifest
 
 
-def shard_texts(
-    shards: Sequence[UPath], ids: set[str] | None = None, *, without: Collection[str] = ()
-) -> dict[str, str]:
-    """The texts of some documents, or of all, by id, in corpus order; those of withdrawn ones left out."""
-    texts: dict[str, str] = {}
+def each_text(shards: Sequence[UPath], *, without: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Id and text of every document, in corpus order, a shard in memory at a time; those of withdrawn ones left out."""
     for shard in shards:
         rows = read_table(shard, DOCUMENTS).select("id", "text").iter_rows()
-        texts |= {row: text for row, text in rows if (ids is None or row in ids) and row not in without}
-    return texts
+        yield from (row for row in rows if row[0] not in without)
+
+
+def shard_texts(shards: Sequence[UPath], ids: Collection[str]) -> dict[str, str]:
+    """The texts of some documents by id, in corpus order."""
+    return {id_: text for id_, text in each_text(shards) if id_ in ids}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

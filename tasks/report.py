@@ -7,7 +7,7 @@ Content-Security-Policy admits exactly the one style sheet and the one script th
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.costs import STEPS
+from tasks.method_costs import STEPS
 from tasks.pages import asset, csp_source, page_template
 from tasks.plots import spectrum_plot
 from tasks.report_data import Curvature, Explanation, Prediction, ReportData

@@ -14,6 +14,7 @@ from tasks.report_data import ReportData
 EVIDENCE_TEXTS = {
     "relevant_ids": "the queries’ own relevant ids",
     "aliases": "the answer, or another name of it, found in the passage",
+    "entailment": "an entailment model that read the pool",
 }
 
 METRIC_TEXTS = {

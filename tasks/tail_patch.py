@@ -10,7 +10,7 @@ from torch import Tensor
 
 from storage.layout import RANKING, TAIL_PATCH
 from storage.manifest import Artifact, Draft
-from storage.queries import Query
+from storage.queries import Query, asked
 from storage.results import PROPONENT
 from storage.tables import read_table, write_table
 from tasks.curvature import IndexedShards
@@ -36,7 +36,7 @@ class TailPatchRequest(IndexedShards):
     """The proponents of some rankings to be trained on, one by one."""
 
     kind: ClassVar[str] = "tail_patch"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     queries: tuple[Query, ...]
@@ -51,7 +51,7 @@ class TailPatchRequest(IndexedShards):
         return {
             **super().inputs(),
             "engine": self.engine.inputs(),
-            "queries": [query.model_dump(mode="json", exclude={"relevant_ids"}) for query in self.queries],
+            "queries": asked(self.queries),
             "rankings": [ranking.digest for ranking in self.rankings],
             "config": self.config.model_dump(),
         }

@@ -1,10 +1,20 @@
 """What the tests of the pipeline run on: models small enough for the dense oracle, trained for a few real steps."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from tasks.tokens import tokenize_documents
 from tasks.training import TrainingConfig, train_demo_model, train_tokenizer
@@ -67,3 +77,34 @@ def save_encoder(directory: Path) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_classifier(directory: Path, labels=("contradiction", "neutral", "ENTAILMENT")) -> Path:
+    """A random BERT that classifies pairs, with a word-piece tokenizer of its own; it reads 32 tokens."""
+    tokenizer = _pair_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.5,  # spreads the answers, which of small weights are all alike
+            id2label=dict(enumerate(labels)),
+            label2id={name: index for index, name in enumerate(labels)},
+            **shape,
+        )
+        BertForSequenceClassification(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _pair_tokenizer() -> PreTrainedTokenizerFast:
+    words = sorted({word for text in TEXTS for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # a BERT is told which half a token is of
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)

@@ -7,8 +7,10 @@ Chang et al. 2024, Section 4 ("tail-patch score"): a method-free measure of infl
 momentum, from the checkpoint's own second moment, on the traced matrices; the model is put back exactly as it was.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,46 +21,59 @@ from tasks.numerics.loss import TokenLoss
 ROWS_AT_ONCE = 64
 
 
-def training_updates(
-    model: nn.Module, loss: TokenLoss, tokens: Int[Tensor, " t"], scales: Mapping[str, Float[Tensor, "_ _"]]
-) -> dict[str, Tensor]:
-    """Return u of every scaled parameter for one document.
-
-    Args:
-        model: Frozen; only the parameters of ``scales`` are differentiated, and frozen again.
-        tokens: Token ids of the document, at least two.
-        scales: 1/√V by parameter name, in the parameter's own orientation.
-    """
-    parameters = {name: model.get_parameter(name).requires_grad_() for name in scales}
-    chosen = torch.ones_like(tokens, dtype=torch.bool)[None]
-    with torch.enable_grad():
-        loss.backward(tokens[None], chosen)
-    updates = {}
-    for name, parameter in parameters.items():
-        update = parameter.grad.float() / (len(tokens) - 1) * scales[name]
-        updates[name] = update / update.square().mean().sqrt().clamp(min=1.0)
-        parameter.grad = None
-        parameter.requires_grad_(False)
-    return updates
-
-
 @contextmanager
-def patched(
-    model: nn.Module, updates: Mapping[str, Tensor], *, learning_rate: float, saved: Mapping[str, Tensor]
+def stepped(
+    model: nn.Module, loss: TokenLoss, document: Int[Tensor, " t"], step: "Step", *, saved: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """The model after a step of ``learning_rate`` along the updates, inside the block only.
+    """The model after one training step on a document, inside the block only.
+
+    A parameter is stepped as soon as the backward pass has its gradient, which it then needs no more: the gradients are
+    never all there, and the next one takes the memory of the last.
 
     Args:
+        model: Frozen; the scaled parameters are differentiated meanwhile, and frozen again.
+        document: Token ids, at least two.
         saved: The parameters as they are outside; copied back, since subtracting the step again would round.
     """
+    parameters = {name: model.get_parameter(name) for name in step.scales}
+    chosen = torch.ones_like(document, dtype=torch.bool)[None]
+    hooks = [
+        parameter.requires_grad_().register_post_accumulate_grad_hook(step.hook(name, num_targets=len(document) - 1))
+        for name, parameter in parameters.items()
+    ]
     try:
-        for name, update in updates.items():
-            parameter = model.get_parameter(name)
-            parameter.data.sub_(learning_rate * update.to(parameter.dtype))
+        with torch.enable_grad():
+            loss.backward(document[None], chosen)
         yield
     finally:
-        for name in updates:
-            model.get_parameter(name).data.copy_(saved[name])
+        for hook, (name, parameter) in zip(hooks, parameters.items(), strict=True):
+            hook.remove()
+            parameter.requires_grad_(False).copy_(saved[name])
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step θ − η u of Adafactor without momentum.
+
+    Attributes:
+        scales: 1/√V by parameter name, in the parameter's own orientation; no other parameter is stepped.
+        learning_rate: η, the root mean square of a step at most.
+    """
+
+    scales: Mapping[str, Float[Tensor, "_ _"]]
+    learning_rate: float
+
+    def hook(self, name: str, *, num_targets: int) -> Callable[[Tensor], None]:
+        """What takes the step of one parameter once its ``grad`` is that of the summed loss of so many tokens."""
+
+        def take(parameter: Tensor) -> None:
+            update = parameter.grad.float().mul_(self.scales[name])  # u times num_targets, where it is not clipped
+            root_mean_square = update.norm() / math.sqrt(update.numel())
+            divisor = root_mean_square.clamp(min=num_targets)
+            parameter.data.addcmul_(update.to(parameter.dtype), divisor.reciprocal(), value=-self.learning_rate)
+            parameter.grad = None
+
+        return take
 
 
 def probability_changes(
@@ -79,12 +94,11 @@ def probability_changes(
         queries: Token ids, padded on the right, and which tokens are the completion.
         asked: Per document, rows of ``queries``.
     """
-    loss = TokenLoss(model)
+    loss, step = TokenLoss(model), Step(scales, learning_rate)
     saved = {name: model.get_parameter(name).detach().clone() for name in scales}
     before = torch.cat([torch.exp(-loss.sums(*_rows(queries, rows))) for rows in _parts(len(queries[0]))])
     for document, rows in zip(documents, asked, strict=True):
-        updates = training_updates(model, loss, document, scales)
-        with patched(model, updates, learning_rate=learning_rate, saved=saved):
+        with stepped(model, loss, document, step, saved=saved):
             yield torch.exp(-loss.sums(*_rows(queries, rows))) - before[list(rows)]
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from benchmarks.facts import RIGHT, WRONG, Outcome, markdown
 from benchmarks.facts_corpus import BUCKETS, FACT_RELATIONS, FactsConfig, bucket_of, build_facts_corpus
+from benchmarks.facts_outcome import RIGHT, WRONG, Outcome, Run, pooled, pooled_first_kinds
+from benchmarks.facts_page import markdown
 from benchmarks.facts_smollm2 import PRACTISED_FILMS, build_films_corpus
 from storage.results import RESULT_SCHEMA
 
@@ -67,8 +68,9 @@ def test_a_decoy_shares_a_word_with_its_query_and_is_no_evidence(corpus):
             assert row.id not in evidence
 
 
-def test_results_are_grouped_by_frequency_and_by_whether_the_answer_is_right(corpus):
-    queries = corpus.queries[::7]
+def outcome_of(corpus):
+    """Of every third query; those of odd number have their evidence at rank 2, a right answer and a tail-patch."""
+    queries = corpus.queries[::3]
     other = next(row.id for row in corpus.documents if row.kind == "plain")
     rows, changes = [], []
     for number, query in enumerate(queries):
@@ -77,19 +79,39 @@ def test_results_are_grouped_by_frequency_and_by_whether_the_answer_is_right(cor
             rows += [(query.id, method, "proponent", rank, name, 1.0 / rank) for rank, name in enumerate(ranked, 1)]
             changes.append((query.id, method, ranked[0], 0.1 * (number % 2)))
     columns = ["query_id", "method", "candidate_id", "probability_change"]
-    outcome = Outcome(
+    return Outcome(
         frame=pl.DataFrame(rows, schema=RESULT_SCHEMA, orient="row"),
         tail_patch=pl.DataFrame(changes, schema=columns, orient="row"),
         queries=queries,
         frequencies=corpus.frequencies,
         is_right={query.id: bool(number % 2) for number, query in enumerate(queries)},
     )
+
+
+def test_results_are_grouped_by_frequency_and_by_whether_the_answer_is_right(corpus):
+    outcome = outcome_of(corpus)
     assert outcome.metrics(RIGHT).methods["bm25"]["mrr"].value == 0.5
     assert outcome.metrics(WRONG).methods["bm25"]["mrr"].value == 1.0
     assert outcome.metrics(RIGHT).methods["trackstar"]["tail_patch"].value == pytest.approx(0.1)
     assert sum(outcome.metrics(bucket).num_queries for bucket in BUCKETS) == outcome.metrics().num_queries
-    page = markdown(outcome, corpus, command="make bench-facts")
+    page = markdown([Run(0, corpus, outcome)], command="make bench-facts")
     assert f"| trackstar | {outcome.metrics().methods['trackstar']['mrr'].value:.3f} (" in page
+
+
+def test_the_queries_of_two_seeds_are_pooled_though_some_ask_about_the_same_fact(corpus):
+    other = build_facts_corpus(FactsConfig(seed=1))
+    runs = [Run(seed, built, outcome_of(built)) for seed, built in ((0, corpus), (1, other))]
+    asked = [{query.id for query in run.outcome.queries} for run in runs]
+    assert not asked[0].isdisjoint(asked[1])
+    whole, parts = pooled(runs).metrics(), [run.outcome.metrics() for run in runs]
+    assert whole.num_queries == sum(part.num_queries for part in parts) == sum(map(len, asked))
+    expected = sum(part.num_queries * part.methods["bm25"]["mrr"].value for part in parts) / whole.num_queries
+    assert whole.methods["bm25"]["mrr"].value == pytest.approx(expected)
+    assert sum(pooled_first_kinds(runs)["bm25"].values()) == whole.num_queries
+    page = markdown(runs, command="make bench-facts")
+    difference = parts[1].differences["bm25"]["tail_patch"].value
+    row = page.partition("## tail_patch, method minus trackstar, in each seed")[2].partition("| bm25 |")[2]
+    assert f"{difference:.4f} (" in row.split("|")[1]
 
 
 def test_an_invented_film_is_stated_as_often_as_designed_and_asked_in_a_phrasing_that_others_taught():

@@ -9,11 +9,13 @@ import pytest
 from flows.compare import compare
 from flows.config import CompareConfig
 from storage.errors import InputError
+from storage.layout import COST
 from storage.results import PROPONENT
+from tasks.checkpoint import read_checkpoint
 from tests.flows.runs import build, files, modification_times
 from tests.oracle import Oracle
 from tests.reference import influence
-from tests.tiny import QUERIES, TEXTS, save_encoder, save_llama
+from tests.tiny import QUERIES, TEXTS, save_classifier, save_encoder, save_llama
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -134,14 +136,19 @@ def test_plain_gradients_are_computed_once_and_only_where_a_method_asks(index, q
     assert not (index / "plain_shards").exists()
     run(index, queries, tmp_path / "out2", "grad_cosine", "no_v")
     before = modification_times(index / "plain_shards")
-    content = files(index / "plain_shards")
+    content = gradients_in(index)
     assert len(list((index / "plain_shards").iterdir())) == 4  # two files of ten documents in shards of seven
     run(index, queries, tmp_path / "out3", "trak", "grad_dot")
     assert modification_times(index / "plain_shards") == before
     lost = next((index / "plain_shards").iterdir())
     lost.rename(tmp_path / "lost")
     run(index, queries, tmp_path / "out4", "grad_dot", "no_v")
-    assert files(index / "plain_shards") == content
+    assert gradients_in(index) == content
+
+
+def gradients_in(index):
+    """Without the seconds that they took, which are of no artifact."""
+    return {name: content for name, content in files(index / "plain_shards").items() if not name.endswith(COST)}
 
 
 def test_evidence_is_found_in_the_texts_by_the_aliases_of_an_answer(index, queries, tmp_path):
@@ -159,6 +166,62 @@ def test_evidence_is_found_in_the_texts_by_the_aliases_of_an_answer(index, queri
     assert {name for name, is_evidence in pairs if is_evidence} == vienna
 
 
+def pool_of(index):
+    """Query and candidate to entailment, from all judgements of an index; a pair is judged once."""
+    tables = [pl.read_parquet(path) for path in sorted((index / "judgements").glob("*/judgements.parquet"))]
+    pairs = {row[:2]: row[2] for table in tables for row in table.iter_rows()}
+    assert len(pairs) == sum(map(len, tables))
+    return pairs
+
+
+def test_an_entailment_model_judges_the_pool_of_the_queries_that_nothing_else_labels(index, tmp_path):
+    asked = [{**query, "relevant_ids": None} for query in QUERIES[:2]] + [QUERIES[2]]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(query) + "\n" for query in asked))
+    model = save_classifier(tmp_path / "nli")
+    settings = {"entailment_model": str(model), "entailment": {"threshold": 0.2, "depth": 3}}
+    metrics, scores = run(index, tmp_path / "asked.jsonl", tmp_path / "out", "trackstar", "bm25", **settings)
+    pool = pool_of(index)
+    first = {name: np.argsort(-of_method, axis=0, kind="stable")[:3] for name, of_method in scores.items()}
+    expected = {(f"q{q}", f"d{row}") for found in first.values() for q in range(2) for row in found[:, q]}
+    assert set(pool) == expected
+    entailed = {pair for pair, value in pool.items() if value >= 0.2}
+    assert 0 < len(entailed) < len(pool)
+    assert metrics.evidence == "entailment and relevant_ids"
+    assert metrics.num_queries_by_evidence == {"entailment": len({query for query, _ in entailed}), "relevant_ids": 1}
+    assert {row["query_id"]: set(row["evidence"]) for row in evidence_of(tmp_path / "out")} == {
+        query["id"]: {name for asked, name in entailed if asked == query["id"]} or set(query["relevant_ids"] or ())
+        for query in asked
+    }
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())["pool"]
+    assert written == {
+        "model": "nli", "digest": read_checkpoint(str(model)).digest, "threshold": 0.2, "depth": 3,
+        "num_queries": 2, "num_documents": len(pool), "num_evidence": len(entailed),
+    }  # fmt: skip
+    assert f"{len(pool)} passages for 2 queries" in (tmp_path / "out" / "report.html").read_text()
+
+
+def evidence_of(out):
+    """The proponents of each query that its line of the JSON Lines output calls correct; none where none is known."""
+    for line in map(json.loads, (out / "proponents.jsonl").read_text().splitlines()):
+        pairs = zip(line["proponent_ids"], line.get("proponent_correct", ()), strict=False)
+        yield {"query_id": line["example_id"], "evidence": [name for name, is_evidence in pairs if is_evidence]}
+
+
+def test_what_was_judged_is_not_judged_again_and_a_further_method_adds_what_it_alone_found(index, tmp_path):
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({**q, "relevant_ids": None}) + "\n" for q in QUERIES))
+    settings = {"entailment_model": str(save_classifier(tmp_path / "nli")), "entailment": {"depth": 2}}
+    run(index, tmp_path / "asked.jsonl", tmp_path / "out1", "bm25", "trackstar", **settings)
+    before = modification_times(index / "judgements")
+    settings["entailment"]["threshold"] = 0.9
+    run(index, tmp_path / "asked.jsonl", tmp_path / "out2", "bm25", "trackstar", **settings)
+    assert modification_times(index / "judgements") == before
+    run(index, tmp_path / "asked.jsonl", tmp_path / "out3", "bm25", "trackstar", "random", **settings)
+    pool_of(index)
+    after = modification_times(index / "judgements")
+    assert before.items() < after.items()
+    assert len({name.split("/")[0] for name in after}) == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -167,6 +230,7 @@ def test_evidence_is_found_in_the_texts_by_the_aliases_of_an_answer(index, queri
         ({"methods": ["bm25"], "also_checkpoints": ["{llama}"]}, "add one of them, or leave out --also-checkpoints"),
         ({"methods": ["grad_dot"], "also_checkpoints": ["nowhere"]}, "holds no config.json"),
         ({"methods": ["dense"], "dense_encoder": "nowhere"}, "holds no config.json"),
+        ({"entailment_model": "{llama}"}, "for queries with neither; leave it out"),
     ],
 )
 def test_a_method_that_lacks_what_it_needs_is_refused_before_any_work(

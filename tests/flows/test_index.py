@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,8 @@ from storage.errors import InputError
 from storage.gradients import GradientReader
 from storage.layout import DOCUMENTS, QUARANTINE
 from tasks.engine import Engine
+from tasks.index import read_index
+from tasks.method_costs import index_seconds
 from tests.flows.runs import build, files, index_config, modification_times, task_states
 from tests.tiny import TEXTS
 
@@ -54,6 +57,19 @@ def test_the_second_run_finds_everything_cached_and_computes_nothing(llama, corp
     assert task_states(index, config) == [(name, "Cached") for name, _ in first]
     assert sum(computed) == len(TEXTS)
     assert (files(tmp_path / "index"), modification_times(tmp_path / "index" / "shards")) == before
+
+
+def test_what_an_index_took_is_known_from_prefect_and_only_there(llama, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.method_costs.RUNS_AT_ONCE", 2)  # so that there is more than one page of them
+    config = index_config(tmp_path / "index", llama, corpus)
+    started = time.monotonic()
+    task_states(index, config)
+    took, elapsed = index_seconds(read_index(config.index)), time.monotonic() - started
+    assert 0 < took < elapsed
+    task_states(index, config)
+    assert index_seconds(read_index(config.index)) == took  # what was cached took nothing
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    assert index_seconds(read_index(str(tmp_path / "copy"))) is None
 
 
 def test_another_machine_with_the_same_storage_plans_the_corpus_and_finds_the_rest_cached(

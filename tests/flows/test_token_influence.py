@@ -8,7 +8,7 @@ from storage.layout import RANKING, TOKEN_INFLUENCE
 from storage.queries import read_queries
 from storage.tables import read_table
 from tasks.attribution import encode, rank
-from tasks.index import shard_texts
+from tasks.index import each_text
 from tasks.scores import ScoreConfig
 from tasks.token_influence import TokenInfluenceConfig, read_tokens, token_request
 from tests.flows.runs import build
@@ -50,7 +50,7 @@ def test_the_shares_of_a_proponents_tokens_add_up_to_its_score_in_texts_of_one_w
     largest = both["score"].abs().max()
     assert (both["score"] - both["share"]).abs().max() < SCORE_TOLERANCE * largest
     assert tokens.facts["largest_difference"] < SCORE_TOLERANCE * largest
-    texts = shard_texts(index.shard_paths)
+    texts = dict(each_text(index.shard_paths))
     for (_, candidate_id), rows in shares.group_by(place):
         spans = rows.filter(pl.col("stop") > pl.col("start")).sort("position").select("start", "stop").rows()
         text = texts[candidate_id]

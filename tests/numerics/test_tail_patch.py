@@ -78,3 +78,24 @@ def test_queries_run_in_parts_have_the_same_changes(model, monkeypatch):
     monkeypatch.setattr("tasks.numerics.tail_patch.ROWS_AT_ONCE", 1)
     (parts,) = probability_changes(model, documents, _batch(), **settings)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-8)  # float32 probabilities near 1e-3
+
+
+def test_no_gradient_is_held_while_another_is_computed(model):
+    """Every parameter has been stepped, and its gradient given up, before the one below it has any."""
+    scales = {name: torch.ones_like(p) for name, p in model.named_parameters() if "proj" in name}
+    held = []
+    for name in scales:
+        parameter = model.get_parameter(name).requires_grad_()
+        parameter.register_hook(lambda _: held.append(sum(p.grad is not None for p in model.parameters())))
+    list(probability_changes(model, [torch.tensor([3, 5, 7])], _batch(), asked=[[0]], scales=scales, learning_rate=0.1))
+    assert held == [0] * len(scales)
+
+
+def test_a_model_is_put_back_after_a_step_that_failed(model):
+    before = copy.deepcopy(model.state_dict())
+    scales = {name: torch.ones_like(p) for name, p in model.named_parameters() if "proj" in name}
+    broken = torch.tensor([3, 5, 1000])  # no such token
+    with pytest.raises(IndexError):
+        list(probability_changes(model, [broken], _batch(), asked=[[0]], scales=scales, learning_rate=0.1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())

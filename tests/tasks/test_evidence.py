@@ -1,7 +1,7 @@
 import pytest
 
 from storage.queries import Query
-from tasks.evidence import evidence_sources, label, names_of_answer, needs_texts
+from tasks.evidence import evidence_sources, label, names_of_answer
 
 
 def query(completion=" Vienna.", **fields):
@@ -9,7 +9,7 @@ def query(completion=" Vienna.", **fields):
 
 
 def relevant(texts, **fields):
-    (labelled,) = label([query(**fields)], {f"d{number}": text for number, text in enumerate(texts)})
+    (labelled,) = label([query(**fields)], ((f"d{number}", text) for number, text in enumerate(texts)))
     return labelled.relevant_ids
 
 
@@ -51,7 +51,7 @@ def test_named_evidence_stands_and_is_not_searched_for():
             query(id="b", aliases=["Wien"]),
             query(id="c"),
         ],
-        {"d0": "Wien"},
+        [("d0", "Wien")],
     )
     assert named.relevant_ids == ("d9",)
     assert found.relevant_ids == ("d0",)
@@ -59,6 +59,11 @@ def test_named_evidence_stands_and_is_not_searched_for():
     assert evidence_sources([named, found, unknown]) == {"a": "relevant_ids", "b": "aliases"}
 
 
-def test_texts_are_needed_only_where_a_query_has_aliases_and_no_evidence():
-    assert not needs_texts([query(relevant_ids=["d1"], aliases=["Wien"]), query()])
-    assert needs_texts([query(), query(aliases=["Wien"])])
+def test_texts_are_read_only_where_a_query_has_aliases_and_no_evidence():
+    def unread():
+        pytest.fail("a text was read")
+        yield
+
+    label([query(relevant_ids=["d1"], aliases=["Wien"]), query()], unread())
+    with pytest.raises(pytest.fail.Exception, match="a text was read"):
+        label([query(), query(aliases=["Wien"])], unread())

@@ -11,7 +11,7 @@ from tasks.checkpoint import ModelConfig, read_checkpoint
 from tasks.engine import Engine, EngineSpec, GradientConfig, dense_scales
 from tasks.numerics.architecture import find_weight_matrices
 from tasks.numerics.loss import TokenLoss
-from tasks.numerics.tail_patch import patched, training_updates
+from tasks.numerics.tail_patch import Step, stepped
 from tasks.second_moment import SecondMomentRequest, write_second_moment
 from tasks.selfcheck import selfcheck
 from tasks.stage import build
@@ -81,7 +81,6 @@ def test_a_training_step_moves_every_expert_by_its_own_scale_and_is_undone(mixtr
     }
     tokens = torch.tensor(tokenize_documents(engine.tokenizer, TEXTS[:1])[0])
     before = copy.deepcopy(engine.model.state_dict())
-    updates = training_updates(engine.model, TokenLoss(engine.model), tokens, scales)
-    with patched(engine.model, updates, learning_rate=1e-2, saved=before):
+    with stepped(engine.model, TokenLoss(engine.model), tokens, Step(scales, 1e-2), saved=before):
         assert all((engine.model.state_dict()[name] != before[name]).any() for name in parameters)
     assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from storage.results import RESULT_SCHEMA
-from tasks.evaluation import evaluate
+from tasks.evaluation import Pool, evaluate
 from tasks.report import Curvature, Explanation, Prediction, ReportData, decimal, fact, render_report, signed
 
 HOSTILE = [
@@ -405,3 +405,10 @@ def test_where_evidence_comes_from_is_said_beside_the_numbers():
     page = small(metrics=evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "aliases"}))
     assert "known from the answer, or another name of it, found in the passage (1 queries)." in page.text
     assert "known from the queries’ own relevant ids (1 queries)." in small(metrics=METRICS).text
+    facts = {"model": "nli", "digest": "0123456789abcdef", "threshold": 0.7, "depth": 10}
+    pool = Pool(**facts, num_queries=1, num_documents=1234, num_evidence=56)
+    judged = evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "entailment"}).model_copy(update={"pool": pool})
+    page = small(metrics=judged)
+    assert "known from an entailment model that read the pool (1 queries)." in page.text
+    assert "nli (0123456789ab) judged the pool alone, the first 10 of every method: 1,234 passages" in page.text
+    assert "of which 56 state the fact with at least 0.7" in page.text
