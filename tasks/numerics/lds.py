@@ -10,9 +10,16 @@
 Training with another seed changes f too, so no score can predict it perfectly. With f_a, f_b from two seeds, the
 agreement r = Spearman(f_a, f_b) says how much of f the subset decides; outputs averaged over k seeds repeat to
 r_k = k r / (1 + (k-1) r) (Spearman-Brown), and a perfect predictor correlates with them at about √r_k: the ceiling.
+
+f̂ is a sum over members, and f need not be. Written with ±1 for in and out, a complement flips every sign: terms of odd
+order change theirs, the sums among them, and terms of even order do not. So with S' the complement of S
+
+    Σ_q cov(f_a(S), f_b(S)) = odd + even      −Σ_q cov(f_a(S), f_b(S')) = odd − even
+
+and of what repeats from seed to seed, at most odd / (odd + even) is within reach of any sum.
 """
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -43,6 +50,20 @@ def noise_ceiling(agreement: float, *, num_seeds: int) -> float:
     """Return √(k r / (1 + (k-1) r)), what a perfect predictor would reach; 0 where seeds do not agree at all."""
     r = max(agreement, 0.0)
     return float(np.sqrt(num_seeds * r / (1 + (num_seeds - 1) * r)))
+
+
+def odd_share(outputs: Float[ndarray, "r s q"], complements: Float[ndarray, "r s q"]) -> float:
+    """Return odd / (odd + even), the share of the repeatable variance that a sum over members could explain at most.
+
+    Args:
+        outputs: By r ≥ 2 seeds, of random halves.
+        complements: Of each half's complement, the subset of all other candidates.
+    """
+    f, g = (values - values.mean(axis=1, keepdims=True) for values in (outputs, complements))
+    pairs = list(permutations(range(len(f)), 2))
+    same = sum(float(np.sum(f[a] * f[b] + g[a] * g[b])) for a, b in pairs) / 2
+    across = sum(float(np.sum(f[a] * g[b])) for a, b in pairs)
+    return (same - across) / (2 * same)
 
 
 def spearman(x: Float[ndarray, "s q"], y: Float[ndarray, "s q"]) -> Float[ndarray, " q"]:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from tasks.numerics.lds import linear_datamodelling_scores, noise_ceiling, seed_agreement, spearman
+from tasks.numerics.lds import (
+    linear_datamodelling_scores,
+    noise_ceiling,
+    odd_share,
+    seed_agreement,
+    spearman,
+)
 
 
 def halves(rng, num_subsets, num_documents):
@@ -53,6 +59,19 @@ def test_agreement_is_the_mean_over_pairs_of_seeds():
     for query in range(2):
         expected = np.mean([spearmanr(outputs[a, :, query], outputs[b, :, query])[0] for a, b in pairs])
         assert seed_agreement(outputs)[query] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pairwise", [0.0, 0.5, 1.0])
+def test_the_odd_share_is_that_of_the_sum_in_a_function_of_sums_and_of_pairs(pairwise):
+    rng = np.random.default_rng(4)
+    signs = np.where(halves(rng, 4000, 12), 1.0, -1.0)
+    linear, pairs = rng.normal(size=(12, 3)), np.triu(rng.normal(size=(3, 12, 12)), k=1)
+    parts = [(1 - pairwise) * sign * (signs @ linear) for sign in (1, -1)]
+    even = pairwise * np.einsum("si,qij,sj->sq", signs, pairs, signs)
+    seen = [part + even + rng.normal(size=(3, 4000, 3)) for part in parts]  # by three seeds
+    odd_variance, even_variance = parts[0].var(axis=0).sum(), even.var(axis=0).sum()
+    # Sampling: 4,000 subsets, noise averaged over six pairs of seeds.
+    assert odd_share(*seen) == pytest.approx(odd_variance / (odd_variance + even_variance), abs=0.02)
 
 
 def test_one_seed_has_no_agreement():
