@@ -21,7 +21,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from benchmarks.facts_corpus import FactsConfig, build_facts_corpus, write_facts_corpus
 from benchmarks.facts_outcome import Run, read_outcome
-from benchmarks.facts_page import markdown, publish
+from benchmarks.facts_page import markdown
+from benchmarks.page import publish
 from flows.compare import compare
 from flows.config import CompareConfig, IndexConfig
 from flows.index import index

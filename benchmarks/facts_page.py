@@ -1,13 +1,10 @@
 """The page of a fact-tracing benchmark: means over the queries of all seeds, and differences in each seed."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from benchmarks.facts_corpus import BUCKETS
 from benchmarks.facts_outcome import FIRST_KINDS, Outcome, Run, pooled, pooled_first_kinds
+from benchmarks.page import provenance
 from tasks.evaluation import TAIL_PATCH, Estimate
 
 SHOWN = ("mrr", "hit_at_10", "recall_at_10", TAIL_PATCH)
@@ -24,8 +21,7 @@ def markdown(runs: Sequence[Run], *, command: str) -> str:
     lines = [
         "# Fact tracing",
         "",
-        f"`{command}` at {_commit()}, on {os.cpu_count()} cores of {platform.machine()}, Python "
-        f"{platform.python_version()}.",
+        provenance(command),
         "",
         *_sizes(runs, outcome),
         "",
@@ -40,14 +36,6 @@ def markdown(runs: Sequence[Run], *, command: str) -> str:
         *_decoys(runs, outcome),
     ]
     return "\n".join(lines) + "\n"
-
-
-def publish(page: str, target: Path | None) -> None:
-    """Print the page, and keep it in a file if one is named."""
-    print(page)
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
 
 
 def _sizes(runs: Sequence[Run], outcome: Outcome) -> Iterator[str]:
@@ -129,9 +117,3 @@ def _cell(estimates: Mapping[str, Estimate], metric: str) -> str:
     value, low, high = estimates[metric].value, estimates[metric].low, estimates[metric].high
     digits = 4 if metric == TAIL_PATCH else 3
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})".replace("-", "−")
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    ).stdout.strip()

@@ -26,7 +26,8 @@ from transformers import Adafactor, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from benchmarks.facts_corpus import FactsCorpus, write_facts_corpus
 from benchmarks.facts_outcome import Run, read_outcome
-from benchmarks.facts_page import markdown, publish
+from benchmarks.facts_page import markdown
+from benchmarks.page import publish
 from flows.compare import compare
 from flows.config import CompareConfig, IndexConfig
 from flows.index import index

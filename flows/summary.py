@@ -99,7 +99,7 @@ def metrics_table(metrics: Any) -> Table:
     table = Table(
         "method",
         *(name if len(name) <= SHORT_NAME else name.replace("_at_", "_\nat_") for name in names),
-        title=f"Mean over queries, 95 % interval; evidence: {metrics.evidence or 'none'}",
+        title=f"Mean over queries, 95 % interval\n{_evidence(metrics)}",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
@@ -109,6 +109,11 @@ def metrics_table(metrics: Any) -> Table:
         found = [values.get(name) for name in names]
         table.add_row(method, *(f"{e.value:.3f}\n[dim]{e.low:.3f} {e.high:.3f}[/]" if e else "" for e in found))
     return table
+
+
+def _evidence(metrics: Any) -> str:
+    sources = ", ".join(f"{name} for {count:,}" for name, count in metrics.num_queries_by_evidence.items())
+    return f"Evidence: {sources or 'none'}, of {metrics.num_queries:,} queries"
 
 
 def describe(directory: str) -> RenderableType:

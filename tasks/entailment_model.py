@@ -18,6 +18,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from storage.errors import InputError
 from tasks.checkpoint import Checkpoint, read_checkpoint
@@ -89,6 +90,7 @@ def _probabilities(
 
 def _load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     how = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
         classifier, loading = AutoModelForSequenceClassification.from_pretrained(path, **how, **LOCAL)

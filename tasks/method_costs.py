@@ -53,17 +53,19 @@ def method_costs(index: UPath, rankings: Sequence[Artifact], *, built: float | N
 
 
 def index_seconds(index: Index) -> float | None:
-    """What the task runs that wrote an index took, or None where Prefect has no record of them.
+    """What the task runs that wrote an index took, or None where Prefect has no record of them, or not of every shard.
 
-    A task that ran more than once, for a corpus that grew or an index that was deleted, counts once, as it last ran.
+    A task that ran more than once, for an index that was deleted and built again, counts once, as it last ran.
     """
+    name = index.engine.checkpoint.name
     with get_client(sync_client=True) as client:
-        named = FlowRunFilter(name=FlowRunFilterName(any_=[f"index {index.engine.checkpoint.name}"]))
+        named = FlowRunFilter(name=FlowRunFilterName(any_=[f"index {name}"]))
         newest = {"sort": FlowRunSort.START_TIME_DESC, "limit": RUNS_AT_ONCE}
         flow_runs = client.read_flow_runs(flow_run_filter=named, **newest)
         ids = [run.id for run in flow_runs if _is_of(index, run.parameters)]
         took = {run.name: run.total_run_time.total_seconds() for run in _computed(client, ids)} if ids else {}
-    return sum(took.values()) if took else None
+    num_shards = sum(label.startswith(f"{name} on ") for label in took)
+    return sum(took.values()) if num_shards >= len(index.shards) else None
 
 
 def _is_of(index: Index, parameters: Mapping[str, Any]) -> bool:

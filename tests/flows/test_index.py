@@ -70,6 +70,9 @@ def test_what_an_index_took_is_known_from_prefect_and_only_there(llama, corpus, 
     assert index_seconds(read_index(config.index)) == took  # what was cached took nothing
     shutil.copytree(tmp_path / "index", tmp_path / "copy")
     assert index_seconds(read_index(str(tmp_path / "copy"))) is None
+    found = read_index(config.index)
+    shards_of_another_prefect = (*found.shards, found.shards[0])
+    assert index_seconds(found.model_copy(update={"shards": shards_of_another_prefect})) is None
 
 
 def test_another_machine_with_the_same_storage_plans_the_corpus_and_finds_the_rest_cached(

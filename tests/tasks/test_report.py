@@ -410,5 +410,5 @@ def test_where_evidence_comes_from_is_said_beside_the_numbers():
     judged = evaluate(SMALL["proponents"], [QUERY], evidence={"q1": "entailment"}).model_copy(update={"pool": pool})
     page = small(metrics=judged)
     assert "known from an entailment model that read the pool (1 queries)." in page.text
-    assert "nli (0123456789ab) judged the pool alone, the first 10 of every method: 1,234 passages" in page.text
+    assert "“nli” (0123456789ab) judged the pool alone, the first 10 of every method: 1,234 passages" in page.text
     assert "of which 56 state the fact with at least 0.7" in page.text
