@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 Batch = tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]  # tokens, padded on the right, and whose losses count
 Parameters = dict[str, Tensor]
+Product = Callable[[Float[Tensor, "q D"]], Float[Tensor, "q D"]]
 
 
 class CurvedLoss:
@@ -88,34 +89,39 @@ class CurvedLoss:
 
 
 def conjugate_gradients(
-    product: Callable[[Float[Tensor, "q D"]], Float[Tensor, "q D"]],
+    product: Product,
     right_sides: Float[Tensor, "q D"],
     *,
     tolerance: float,
     max_iterations: int,
+    precondition: Product = lambda residual: residual,
 ) -> tuple[Float[Tensor, "q D"], int]:
     """Solve ``A x = b`` for every row b at once; return the rows x and the number of iterations.
 
     Args:
         product: ``v ↦ A v`` for rows v; A is symmetric and positive definite.
         tolerance: Of ‖A x − b‖ / ‖b‖, reached by every row.
+        precondition: ``v ↦ M v`` for rows v; M is symmetric and positive definite, and the closer to A^-1 the fewer
+            iterations.
 
     Raises:
         ValueError: A row has not converged after ``max_iterations``.
     """
     x, residual = torch.zeros_like(right_sides), right_sides.clone()
-    direction, squared = residual.clone(), residual.square().sum(1)
+    direction = precondition(residual)
+    inner, squared = (residual * direction).sum(1), residual.square().sum(1)
     wanted = tolerance**2 * squared
     for iteration in range(max_iterations + 1):
         active = squared > wanted  # a row that is done stands still, and never divides by zero
         if not active.any():
             return x, iteration
         A_direction = product(direction)
-        step = torch.where(active, squared / (direction * A_direction).sum(1), 0.0)[:, None]
+        step = torch.where(active, inner / (direction * A_direction).sum(1), 0.0)[:, None]
         x = x + step * direction
         residual = residual - step * A_direction
-        previous, squared = squared, residual.square().sum(1)
-        direction = residual + torch.where(active, squared / previous, 0.0)[:, None] * direction
+        z, previous = precondition(residual), inner
+        inner, squared = (residual * z).sum(1), residual.square().sum(1)
+        direction = z + torch.where(active, inner / previous, 0.0)[:, None] * direction
     worst = (squared / wanted).max().sqrt().item() * tolerance
     raise ValueError(
         f"conjugate gradients left a residual of {worst:.1e} after {max_iterations} iterations, expected "
@@ -124,7 +130,7 @@ def conjugate_gradients(
 
 
 def mean_eigenvalue(
-    product: Callable[[Float[Tensor, "q D"]], Float[Tensor, "q D"]],
+    product: Product,
     *,
     num_parameters: int,
     num_probes: int,

@@ -9,6 +9,7 @@ from tasks.numerics.influence import CurvedLoss, conjugate_gradients, mean_eigen
 TOKENS = torch.tensor([[3, 5, 7, 9, 2], [4, 6, 8, 0, 0], [1, 2, 3, 4, 0]])
 CHOSEN = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
 BATCH = (TOKENS, CHOSEN)
+TOLERANCE = 1e-3  # the finest that a solve in float32 is allowed
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,16 @@ def test_the_mean_eigenvalue_is_estimated_without_bias():
     )  # fmt: skip
     # standard deviation of one probe is √(2 Σ_{i≠j} A_ij²) / D, about a quarter of the mean; of 4,000, 0.4 %
     assert estimate == pytest.approx(torch.trace(A).item() / 30, rel=0.02)
+
+
+def test_float32_solves_what_float64_does_to_the_tolerance_that_it_is_allowed(model, names):
+    wanted = {"tolerance": TOLERANCE, "max_iterations": 500}
+    solutions = {}
+    for dtype in (torch.float32, torch.float64):
+        loss = CurvedLoss(model.to(dtype), names)
+        solutions[dtype], _ = conjugate_gradients(
+            lambda v, loss=loss: loss.gauss_newton_product(BATCH, v) + 0.01 * v, loss.gradients(BATCH), **wanted
+        )
+    exact = solutions[torch.float64]
+    # Each is within tolerance × ‖b‖ / damping of the solution; the sum of both, with ‖b‖ about 10 × ‖x‖ × damping.
+    assert (solutions[torch.float32].double() - exact).norm() < 20 * TOLERANCE * exact.norm()
