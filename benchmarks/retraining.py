@@ -53,7 +53,7 @@ def lds_rows(scores: Mapping[str, ndarray], halves: ndarray, outputs: ndarray) -
 
 
 def highest(scores: ndarray, *, count: int) -> ndarray:
-    """[n q] with 0 in place of all but each query's highest scores, a hard form of the threshold in TRAK's last step."""
+    """[n q] with 0 in place of all but each query's highest, a hard form of the threshold in TRAK's last step."""
     return np.where(scores >= np.sort(scores, axis=0)[-count], scores, 0.0)
 
 
