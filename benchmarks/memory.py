@@ -18,23 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import dask
 from upath import UPath
 
-from benchmarks.random_index import blocks, random_queries, random_shards
+from benchmarks.random_index import blocks, random_queries, random_shards, through_every_stage
 from storage.manifest import Artifact
 from storage.queries import Query
 from tasks.baselines import BM25, RANDOM, BaselineRequest, rank_by_baseline
-from tasks.curvature import AutocorrelationRequest, write_autocorrelation
 from tasks.index import require_documents
-from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
 from tasks.stage import Stage, StageRequest, build
 from tasks.tracin import TracInRequest, rank_by_tracin
-from tasks.whitening import (
-    FactorRequest,
-    SpectrumRequest,
-    TrainNormsRequest,
-    write_factors,
-    write_spectrum,
-    write_train_norms,
-)
 
 FORK = multiprocessing.get_context("fork")
 MIB = 1024  # ru_maxrss is in KiB
@@ -60,24 +50,19 @@ def peaks(index: UPath, num_documents: int, block_dims: dict[str, int]) -> dict[
     found: dict[str, Sequence[float]] = {}
     shards, *_ = apart(lambda: random_shards(index, num_documents=num_documents, block_dims=block_dims))
     queries, *_ = apart(lambda: random_queries(index, 16, block_dims))
-    common = {"index": str(index), "shards": shards}
 
     def stage(which: Stage, request: StageRequest, name: str | None = None) -> Artifact:
         artifact, before, peak = apart(lambda: build(which.body, request))
         found[name or request.kind] = before, peak
         return artifact
 
-    R = stage(write_autocorrelation, AutocorrelationRequest(**common))
-    factors = stage(write_factors, FactorRequest(index=str(index), autocorrelation=R, damping=0.1))
-    spectrum = stage(write_spectrum, SpectrumRequest(autocorrelation=R, **common))
-    norms = stage(write_train_norms, TrainNormsRequest(factors=factors, **common))
-    whitening = {"factors": factors, "spectrum": spectrum, "train_norms": norms, **common}
-    stage(rank_candidates, ScoreRequest(method="trackstar", config=ScoreConfig(), queries=queries, **whitening))
+    through_every_stage(index, shards, queries, stage)
     of_tracin = {"shards": (shards,), "queries": (queries,), "unit_norm": True, "top_k": 10, "index": str(index)}
     stage(rank_by_tracin, TracInRequest(method="grad_cosine", **of_tracin), "grad_cosine")
     asked = tuple(Query(id=f"q{number}", prompt=f"w{number + 1} w9 w99", completion=" w999") for number in range(16))
     for method in (BM25, RANDOM):
-        stage(rank_by_baseline, BaselineRequest(method=method, queries=asked, top_k=10, **common), method)
+        request = BaselineRequest(index=str(index), shards=shards, method=method, queries=asked, top_k=10)
+        stage(rank_by_baseline, request, method)
     _, *found["distinct ids"] = apart(lambda: require_documents(shards, index=str(index)))
     return found
 

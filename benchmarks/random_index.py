@@ -3,7 +3,7 @@
 Rows are Gaussian with a spectrum that falls like 1/√component, so that R_train is neither the identity nor singular.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
@@ -14,8 +14,17 @@ from storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS
 from storage.manifest import Artifact, is_complete, new_artifact, require_manifest
 from storage.matrices import write_arrays
 from storage.tables import write_table
-from tasks.stage import build
-from tasks.whitening import FactorRequest, TrainNormsRequest, write_factors, write_train_norms
+from tasks.curvature import AutocorrelationRequest, write_autocorrelation
+from tasks.scores import ScoreConfig, ScoreRequest, rank_candidates
+from tasks.stage import Stage, StageRequest, build
+from tasks.whitening import (
+    FactorRequest,
+    SpectrumRequest,
+    TrainNormsRequest,
+    write_factors,
+    write_spectrum,
+    write_train_norms,
+)
 
 CHUNK_ROWS = 512
 NUM_WORDS, VOCABULARY_SIZE = 30, 20_000  # of a text
@@ -55,6 +64,19 @@ def whitened(index: UPath, shards: Sequence[Artifact], R: Artifact, *, damping: 
     factors = build(write_factors.body, FactorRequest(index=str(index), autocorrelation=R, damping=damping))
     norms = build(write_train_norms.body, TrainNormsRequest(index=str(index), shards=tuple(shards), factors=factors))
     return factors, norms
+
+
+def through_every_stage(
+    index: UPath, shards: tuple[Artifact, ...], queries: Artifact, run: Callable[[Stage, StageRequest], Artifact]
+) -> None:
+    """From the store to a ranking; ``run`` builds each stage's request, and measures what it came to measure."""
+    common = {"index": str(index), "shards": shards}
+    R = run(write_autocorrelation, AutocorrelationRequest(**common))
+    factors = run(write_factors, FactorRequest(index=str(index), autocorrelation=R, damping=0.1))
+    spectrum = run(write_spectrum, SpectrumRequest(autocorrelation=R, **common))
+    norms = run(write_train_norms, TrainNormsRequest(factors=factors, **common))
+    whitening = {"factors": factors, "spectrum": spectrum, "train_norms": norms, **common}
+    run(rank_candidates, ScoreRequest(method="trackstar", config=ScoreConfig(), queries=queries, **whitening))
 
 
 def _shard(index: UPath, start: int, count: int, block_dims: dict[str, int], dtype: StoreDtype) -> Artifact:

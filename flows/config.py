@@ -216,6 +216,7 @@ class ReindexConfig(FlowConfig):
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    curvature: CurvatureConfig = CurvatureConfig()
     score: ScoreConfig = ScoreConfig()
     shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from flows.config import AttributeConfig, ReindexConfig
+from flows.config import AttributeConfig, IndexConfig, ReindexConfig
 from flows.reindex import reindex
 from storage.errors import InputError
 from tests.flows.runs import build
@@ -49,6 +49,11 @@ def test_each_new_checkpoint_is_indexed_once_asked_and_compared_with_the_one_bef
     assert [moved["query"]["id"] for moved in drift["queries"]] == [query["id"] for query in QUERIES]
     assert sorted(entry.name for entry in (tmp_path / "indexes").iterdir()) == sorted([*second.indexed, "results"])
     assert run(keep_last=1).is_idle
+
+
+def test_whatever_an_index_can_be_built_with_a_reindex_can_too():
+    of_one_index = {"checkpoint", "index"}
+    assert set(IndexConfig.model_fields) - of_one_index <= set(ReindexConfig.model_fields)
 
 
 def test_a_query_typed_in_gives_the_scores_it_has_in_a_file(llama, corpus, tmp_path):
