@@ -31,8 +31,8 @@ METHODS = (
     "trackstar", "mixed", "train_only", "no_whitening", "no_unit_norm", "no_v", "trak", "grad_dot", "grad_cosine",
     "bm25", "hybrid", "random",
 )  # fmt: skip
-REMOVED = ("trackstar", "grad_cosine", "bm25", "dense")
 OWN_STATEMENTS = "a query's own statements, counted"
+REMOVED = ("trackstar", "grad_cosine", "bm25", OWN_STATEMENTS)
 
 
 def interval(values: ndarray) -> str:
@@ -61,23 +61,26 @@ def removal_rows(
     rng = np.random.default_rng(1)
     before = retraining.outputs(everything, seed=0, name="whole")
     known = np.argsort(-before, kind="stable")[:num_queries]
-    removals = [rng.choice(len(everything), num_removed, replace=False) for _ in range(num_random)]
-    random = [
-        retraining.outputs(np.delete(everything, removed), seed=0, name=f"random{number}")
-        for number, removed in enumerate(removals)
-    ]
-    by_chance = np.mean(random, axis=0)[known] - before[known]
-    changes: dict[str, list[float]] = {method: [] for method in scores}
-    for query in known:
-        for method, matrix in scores.items():
-            removed = np.argsort(-matrix[:, query], kind="stable")[:num_removed]
-            name = f"without-{method}-{query:02d}-{num_removed}"
-            after = retraining.outputs(np.delete(everything, removed), seed=0, name=name)
-            changes[method].append(after[query] - before[query])
-    yield from ("| removed | change of log p | minus random removal |", "|---|---|---|")
-    yield f"| random, {num_random} draws | {interval(by_chance)} | |"
-    for method, values in changes.items():
-        yield f"| {method} | {interval(np.array(values))} | {interval(np.array(values) - by_chance)} |"
+    states = own_statements(retraining.corpus)
+
+    def without(removed: ndarray, name: str) -> ndarray:
+        return retraining.outputs(np.delete(everything, removed), seed=0, name=name) - before
+
+    draws = [rng.choice(len(everything), num_removed, replace=False) for _ in range(num_random)]
+    by_chance = np.mean([without(removed, f"random{number}") for number, removed in enumerate(draws)], axis=0)[known]
+    yield from ("| removed | of them state the fact | change of log p | minus random removal |", "|---|---|---|---|")
+    found = np.mean([states[draw][:, known].sum(0) for draw in draws])
+    yield f"| random, {num_random} draws | {found:.1f} | {interval(by_chance)} | |"
+    for method, matrix in scores.items():
+        best = np.argsort(-matrix, axis=0, kind="stable")[:num_removed]
+        name = f"without-{_slug(method)}"
+        changes = np.array([without(best[:, q], f"{name}-{q:02d}-{num_removed}")[q] for q in known])
+        found = np.mean([states[best[:, q], q].sum() for q in known])
+        yield f"| {method} | {found:.1f} | {interval(changes)} | {interval(changes - by_chance)} |"
+
+
+def _slug(method: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in method).split())
 
 
 def main() -> None:
@@ -119,7 +122,7 @@ def page(arguments: argparse.Namespace) -> Iterator[str]:
         yield from influence_rows(directory, corpus, first, (halves, outputs.mean(axis=0)), arguments)
     if arguments.removal_queries:
         yield from ("", "## Ten best proponents removed, trained again", "")
-        chosen = {name: first[name] for name in REMOVED if name in first}
+        chosen = {name: {**first, OWN_STATEMENTS: own_statements(corpus)}[name] for name in REMOVED}
         settings = {"num_removed": 10, "num_queries": arguments.removal_queries, "num_random": 3}
         yield from removal_rows(retraining, chosen, **settings)
 
