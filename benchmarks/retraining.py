@@ -49,6 +49,23 @@ def lds_rows(scores: Mapping[str, ndarray], halves: ndarray, outputs: ndarray) -
         yield f"| {name} | {interval(found)} | {'' if name == reference else interval(found - values[reference])} |"
 
 
+def part_rows(scores: Mapping[str, ndarray], corpus: Corpus, halves: ndarray, outputs: ndarray) -> Iterator[str]:
+    """One row a method: LDS of parts of its scores, the rest taken as 0, and how much of their spread is where.
+
+    A method that knows what states a fact can still be drowned by what it says of all other documents.
+    """
+    states = own_statements(corpus)
+    yield "| method | all | ten best | own statements | all others | share of the variance in own statements |"
+    yield "|---|---|---|---|---|---|"
+    for name, matrix in scores.items():
+        ranks = np.argsort(np.argsort(-matrix, axis=0, kind="stable"), axis=0)
+        parts = (matrix, matrix * (ranks < 10), matrix * states, matrix * (1 - states))
+        cells = [f"{linear_datamodelling_scores(part, halves, outputs).mean():.3f}" for part in parts]
+        squares = (matrix - matrix.mean(axis=0)) ** 2
+        share = np.mean((squares * states).sum(axis=0) / squares.sum(axis=0))
+        yield f"| {name} | {' | '.join(cells)} | {share:.0%} |"
+
+
 def removal_rows(
     retraining: Retraining, scores: Mapping[str, ndarray], *, num_removed: int, num_queries: int, num_random: int
 ) -> Iterator[str]:
@@ -118,6 +135,8 @@ def page(arguments: argparse.Namespace) -> Iterator[str]:
         yield from ("", f"## LDS at damping {damping:g}, k = {arguments.projection_dim}", "")
         yield from lds_rows({**scores, OWN_STATEMENTS: own_statements(corpus)}, halves, outputs.mean(axis=0))
     first = by_damping[arguments.damping[0]]
+    yield from ("", f"## LDS of parts of the scores, damping {arguments.damping[0]:g}", "")
+    yield from part_rows(first, corpus, halves, outputs.mean(axis=0))
     if arguments.influence_queries:
         yield from influence_rows(directory, corpus, first, (halves, outputs.mean(axis=0)), arguments)
     if arguments.removal_queries:
