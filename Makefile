@@ -28,7 +28,7 @@ bench: install
 	$(BIN)/python benchmarks/index_cost.py
 
 bench-lds: install
-	$(BIN)/python -m benchmarks.retraining --out build/lds --influence-queries 0 --removal-queries 8
+	$(BIN)/python -m benchmarks.retraining --out build/lds --influence-queries 0 --removal-queries 8 --results build/lds/retraining.md
 
 bench-facts: install
 	$(BIN)/python -m benchmarks.facts --out build/facts --results build/facts/facts.md

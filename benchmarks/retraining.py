@@ -24,68 +24,24 @@ from numpy import ndarray
 from benchmarks.page import provenance, publish
 from benchmarks.retrained_models import NUM_MATRICES, Corpus, Retraining, build_corpus, random_halves, subset_outputs
 from benchmarks.retraining_scores import Traced, bergson_scores, build_index, our_scores, write_files
-from tasks.numerics.lds import linear_datamodelling_scores, noise_ceiling, odd_share, seed_agreement
-from tasks.numerics.metrics import bootstrap_interval
+from benchmarks.retraining_tables import (
+    checkpoint_rows,
+    interval,
+    lds_rows,
+    own_statements,
+    part_rows,
+    removal_rows,
+)
+from tasks.numerics.lds import noise_ceiling, odd_share, seed_agreement
 
 METHODS = (
     "trackstar", "mixed", "train_only", "no_whitening", "no_unit_norm", "no_v", "trak", "grad_dot", "grad_cosine",
     "bm25", "hybrid", "random",
 )  # fmt: skip
-NUM_KEPT = 10
-REMOVED = ("trackstar", "grad_cosine", "bm25", "dense")
+BY_CHECKPOINT = ("trackstar", "no_whitening", "no_v", "no_unit_norm", "grad_cosine", "grad_dot")
 OWN_STATEMENTS = "a query's own statements, counted"
-
-
-def interval(values: ndarray) -> str:
-    low, high = bootstrap_interval(values, generator=np.random.default_rng(0))
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
-
-
-def lds_rows(scores: Mapping[str, ndarray], halves: ndarray, outputs: ndarray) -> Iterator[str]:
-    """One row of Markdown a method: LDS, the difference from the first method's by query, LDS of the highest scores."""
-    values = {name: linear_datamodelling_scores(matrix, halves, outputs) for name, matrix in scores.items()}
-    reference = next(iter(values))
-    yield from (f"| method | LDS | minus {reference} | its {NUM_KEPT} highest alone |", "|---|---|---|---|")
-    for name, found in values.items():
-        difference = "" if name == reference else interval(found - values[reference])
-        kept = linear_datamodelling_scores(highest(scores[name], count=NUM_KEPT), halves, outputs)
-        yield f"| {name} | {interval(found)} | {difference} | {interval(kept)} |"
-
-
-def highest(scores: ndarray, *, count: int) -> ndarray:
-    """[n q] with 0 in place of all but each query's highest, a hard form of the threshold in TRAK's last step."""
-    return np.where(scores >= np.sort(scores, axis=0)[-count], scores, 0.0)
-
-
-def removal_rows(
-    retraining: Retraining, scores: Mapping[str, ndarray], *, num_removed: int, num_queries: int, num_random: int
-) -> Iterator[str]:
-    """One row a method: how far the log-probability of an answer falls without its best proponents, against chance.
-
-    Asked are the answers that the model of the whole corpus knows best: the others have nowhere to fall. All models
-    start from the same weights, so that what differs is the corpus, and the order of what is left of it.
-    """
-    everything = np.arange(len(retraining.corpus.documents))
-    rng = np.random.default_rng(1)
-    before = retraining.outputs(everything, seed=0, name="whole")
-    known = np.argsort(-before, kind="stable")[:num_queries]
-    removals = [rng.choice(len(everything), num_removed, replace=False) for _ in range(num_random)]
-    random = [
-        retraining.outputs(np.delete(everything, removed), seed=0, name=f"random{number}")
-        for number, removed in enumerate(removals)
-    ]
-    by_chance = np.mean(random, axis=0)[known] - before[known]
-    changes: dict[str, list[float]] = {method: [] for method in scores}
-    for query in known:
-        for method, matrix in scores.items():
-            removed = np.argsort(-matrix[:, query], kind="stable")[:num_removed]
-            name = f"without-{method}-{query:02d}-{num_removed}"
-            after = retraining.outputs(np.delete(everything, removed), seed=0, name=name)
-            changes[method].append(after[query] - before[query])
-    yield from ("| removed | change of log p | minus random removal |", "|---|---|---|")
-    yield f"| random, {num_random} draws | {interval(by_chance)} | |"
-    for method, values in changes.items():
-        yield f"| {method} | {interval(np.array(values))} | {interval(np.array(values) - by_chance)} |"
+REMOVED = ("trackstar", "bm25")
+SUMMED = ("trackstar", "grad_cosine")  # over the checkpoints, and removed too
 
 
 def main() -> None:
@@ -112,22 +68,29 @@ def page(arguments: argparse.Namespace) -> Iterator[str]:
     corpus = build_corpus()
     retraining = Retraining(corpus, arguments.out / "retrained")
     halves = random_halves(len(corpus.documents), num_subsets=arguments.subsets)
-    outputs = subset_outputs(retraining, halves, num_seeds=arguments.seeds)
+    by_seed = subset_outputs(retraining, halves, num_seeds=arguments.seeds)
+    truth = halves, by_seed.mean(axis=0)
     traced = write_files(retraining, arguments.out)
     directory = build_index(traced, projection_dim=arguments.projection_dim)
-    yield from ("# What retraining says", "", provenance(_command(arguments)), "")
-    yield from ground_truth_lines(corpus, outputs, retraining)
+    yield from (provenance(_command(arguments)), "")
+    yield from ground_truth_lines(corpus, by_seed, retraining)
     by_damping = {damping: all_scores(directory, corpus, damping, arguments) for damping in arguments.damping}
     for damping, scores in by_damping.items():
         scores |= bergson(traced, retraining, damping, arguments)
-        yield from ("", f"## LDS at damping {damping:g}, k = {arguments.projection_dim}", "")
-        yield from lds_rows({**scores, OWN_STATEMENTS: own_statements(corpus)}, halves, outputs.mean(axis=0))
-    first = by_damping[arguments.damping[0]]
+        yield from ("", f"## LDS at damping {damping:g}, k = {arguments.projection_dim}, the last checkpoint", "")
+        yield from lds_rows({**scores, OWN_STATEMENTS: own_statements(corpus)}, *truth)
+    headline, first = next(iter(by_damping.items()))
+    yield from ("", f"## LDS by checkpoint, damping {headline:g}", "")
+    by_checkpoint = checkpoint_scores(traced, retraining, headline, arguments)
+    yield from checkpoint_rows(by_checkpoint, *truth)
+    yield from ("", f"## LDS of parts of the scores, damping {headline:g}, the last checkpoint", "")
+    yield from part_rows(first, corpus, *truth)
     if arguments.influence_queries:
-        yield from influence_rows(directory, corpus, first, (halves, outputs.mean(axis=0)), arguments)
+        yield from influence_rows(directory, corpus, first, truth, arguments)
     if arguments.removal_queries:
         yield from ("", "## Ten best proponents removed, trained again", "")
-        chosen = {name: first[name] for name in REMOVED if name in first}
+        summed = {f"{name}, three checkpoints": sum(by_checkpoint[name]) for name in SUMMED}
+        chosen = {name: first[name] for name in REMOVED} | summed | {OWN_STATEMENTS: own_statements(corpus)}
         settings = {"num_removed": 10, "num_queries": arguments.removal_queries, "num_random": 3}
         yield from removal_rows(retraining, chosen, **settings)
 
@@ -151,11 +114,7 @@ def ground_truth_lines(corpus: Corpus, outputs: ndarray, retraining: Retraining)
 def all_scores(directory: Path, corpus: Corpus, damping: float, arguments: argparse.Namespace) -> dict[str, ndarray]:
     """Every method that ranks for all queries at once."""
     methods = [*METHODS, *(["dense"] if arguments.dense_encoder else [])]
-    checkpoints = sorted((arguments.out / "checkpoints").iterdir())[:-1]
-    return our_scores(
-        directory, corpus, methods=methods, damping=damping, dense_encoder=arguments.dense_encoder,
-        also_checkpoints=[str(path) for path in checkpoints],
-    )  # fmt: skip
+    return our_scores(directory, corpus, methods=methods, damping=damping, dense_encoder=arguments.dense_encoder)
 
 
 def bergson(
@@ -164,14 +123,26 @@ def bergson(
     """Its TrackStar, λ where ours has it in proportion to its dimensions, and where it has it by default."""
     if not arguments.bergson:
         return {}
-    num_dims = NUM_MATRICES * arguments.bergson_dim**2
-    common = {"projection_dim": arguments.bergson_dim, "damping": damping}
     return {
         f"bergson, k = {arguments.bergson_dim}, λ at component {component}": bergson_scores(
-            traced, retraining, arguments.bergson, downweighted=component, **common
+            traced, retraining, arguments.bergson, projection_dim=arguments.bergson_dim, damping=damping,
+            downweighted=component,
         )
-        for component in (round(num_dims * 1000 / 65_536), 1000)
-    }
+        for component in (round(NUM_MATRICES * arguments.bergson_dim**2 * 1000 / 65_536), 1000)
+    }  # fmt: skip
+
+
+def checkpoint_scores(
+    traced: Traced, retraining: Retraining, damping: float, arguments: argparse.Namespace
+) -> dict[str, list[ndarray]]:
+    """Method to its scores at each checkpoint."""
+    by_checkpoint: dict[str, list[ndarray]] = {}
+    for earlier in traced.at_each_checkpoint():
+        directory = build_index(earlier, projection_dim=arguments.projection_dim)
+        scores = our_scores(directory, retraining.corpus, methods=BY_CHECKPOINT, damping=damping)
+        for name, matrix in (scores | bergson(earlier, retraining, damping, arguments)).items():
+            by_checkpoint.setdefault(name, []).append(matrix)
+    return by_checkpoint
 
 
 def influence_rows(
@@ -198,13 +169,6 @@ def _command(arguments: argparse.Namespace) -> str:
     values = {name: value if isinstance(value, list) else [places.get(name, value)] for name, value in given.items()}
     flags = (f"--{name.replace('_', '-')} {' '.join(map(str, of_flag))}" for name, of_flag in values.items())
     return f"python -m benchmarks.retraining {' '.join(flags)}"
-
-
-def own_statements(corpus: Corpus) -> ndarray:
-    """[n q] 1 where a document states the query's fact: what counting could predict."""
-    return np.array(
-        [[float(document.id in query.relevant_ids) for query in corpus.queries] for document in corpus.documents]
-    )
 
 
 if __name__ == "__main__":

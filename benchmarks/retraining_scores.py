@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,10 @@ class Traced:
     def corpus(self) -> Path:
         return self.directory / "corpus.jsonl"
 
+    def at_each_checkpoint(self) -> list["Traced"]:
+        """The same at a time when nothing later had been saved; the last checkpoint is the one that is traced."""
+        return [replace(self, checkpoints=self.checkpoints[: number + 1]) for number in range(len(self.checkpoints))]
+
 
 def write_files(retraining: Retraining, directory: Path) -> Traced:
     traced = Traced(directory, retraining.checkpoints(directory / "checkpoints"))
@@ -39,7 +43,7 @@ def write_files(retraining: Retraining, directory: Path) -> Traced:
 
 
 def build_index(traced: Traced, *, projection_dim: int) -> Path:
-    directory = traced.directory / f"index-k{projection_dim}"
+    directory = traced.directory / f"index-{traced.checkpoints[-1].name}-k{projection_dim}"
     settings = {
         "checkpoint": str(traced.checkpoints[-1]),
         "index": str(directory),
@@ -54,7 +58,8 @@ def our_scores(
     directory: Path, corpus: Corpus, *, methods: Sequence[str], damping: float, **settings: object
 ) -> dict[str, ndarray]:
     """[n q] of every method over an index, through the flow that a user runs."""
-    out = directory.with_name(f"results-{directory.name}-damping{damping:g}-{len(corpus.queries)}-queries")
+    of_what = f"damping{damping:g}-{len(corpus.queries)}-queries-{len(methods)}-methods"
+    out = directory.with_name(f"results-{directory.name}-{of_what}")
     out.mkdir(exist_ok=True)
     queries = out / "queries.jsonl"
     queries.write_text("".join(query.model_dump_json(exclude_defaults=True) + "\n" for query in corpus.queries))
