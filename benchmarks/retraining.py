@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--projection-dim", type=int, default=32)
     parser.add_argument("--damping", type=float, nargs="+", default=[0.1], help="The first is that of leave-k-out.")
     parser.add_argument("--influence-queries", type=int, default=8, help="It is solved for the first so many; 0: none.")
-    parser.add_argument("--influence-damping", type=float, default=0.1)
+    parser.add_argument("--influence-damping", type=float, default=1.0)
     parser.add_argument("--dense-encoder", help="Directory of a local sentence encoder.")
     parser.add_argument("--bergson", help="The Python of an environment with bergson 2.5.1.")
     parser.add_argument("--bergson-dim", type=int, default=16, help="Its projection: it concatenates, ours pools.")
@@ -155,7 +155,8 @@ def influence_rows(
     """Influence functions beside the others on the queries they were solved for."""
     count, damping = arguments.influence_queries, arguments.influence_damping
     few = replace(corpus, queries=corpus.queries[:count])
-    settings = {"methods": ["influence"], "damping": arguments.damping[0], "influence": {"damping": damping}}
+    solve = {"damping": damping, "dtype": "float32", "tolerance": 1e-2}
+    settings = {"methods": ["influence"], "damping": arguments.damping[0], "influence": solve}
     scores = {name: matrix[:, :count] for name, matrix in others.items()} | our_scores(directory, few, **settings)
     halves, outputs = truth
     yield from ("", f"## LDS of influence functions, damping {damping:g}: the first {count} queries", "")
