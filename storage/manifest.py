@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +162,11 @@ def remove_tree(directory: UPath) -> None:
     """Delete an artifact, its manifest first, so that a half-deleted one is never taken for complete."""
     (directory / MANIFEST).unlink(missing_ok=True)
     if directory.exists():
+        _remove(directory)
+
+
+def _remove(directory: UPath) -> None:
+    with suppress(FileNotFoundError):  # another process removes it at the same time
         directory.fs.rm(directory.path, recursive=True)
 
 
@@ -182,7 +187,7 @@ def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> Non
     except OSError:
         if not is_complete(directory, identity):
             raise
-        draft.fs.rm(draft.path, recursive=True)
+        _remove(draft)
 
 
 def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
@@ -190,7 +195,7 @@ def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
     if directory.parent.is_dir():
         for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
             if not is_held(leftover):
-                leftover.fs.rm(leftover.path, recursive=True)
+                _remove(leftover)
     if not is_complete(directory, identity):
         remove_tree(directory)
 

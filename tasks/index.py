@@ -10,6 +10,7 @@ from upath import UPath
 
 from storage.errors import CorruptionError, InputError, MissingError
 from storage.layout import DOCUMENTS, INDEX, is_artifact_name, location
+from storage.locks import is_held
 from storage.manifest import Artifact, Manifest, read_manifest, remove_tree
 from storage.results import write_text
 from storage.tables import read_table
@@ -165,7 +166,7 @@ def write_index(index: Index) -> None:
     write_text(index.path / INDEX, index.model_dump_json(indent=1) + "\n")
     kept = {location(index.path / shard.name).name for shard in index.shards}
     for directory in list((index.path / SHARDS).iterdir()):
-        if directory.name not in kept:
+        if directory.name not in kept and not is_held(directory):  # another run may be writing it
             remove_tree(directory)
     _remove_outdated(index)
 
