@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-import polars as pl
 from numpy import ndarray
 
 from storage.layout import DOCUMENTS
@@ -67,11 +66,10 @@ def search_text(query: QueryLike) -> str:
 def _bm25_scores(request: BaselineRequest, candidates: Candidates) -> Iterator[ndarray]:
     """[q n] of some documents at a time; withdrawn ones count nowhere in the corpus."""
     corpus = CorpusCounts()
-    withdrawn = pl.Series(sorted(request.withdrawn_ids()), dtype=pl.String)
     with progress(request.label, total=2 * len(candidates.paths), unit="shards") as advance:
-        for path in candidates.paths:
-            documents = read_table(path, DOCUMENTS)
-            corpus.add(documents.filter(~pl.col("id").is_in(withdrawn.implode()))["text"].to_list())
+        for path, start in candidates.shards():
+            texts = read_table(path, DOCUMENTS)["text"]
+            corpus.add(texts.gather(candidates.live(start, start + len(texts)) - start).to_list())
             advance(1)
         bm25 = Bm25(corpus, [search_text(query) for query in request.queries])
         for path in candidates.paths:

@@ -16,7 +16,7 @@ from tasks.candidates import Candidates
 from tasks.dask_compute import compute, part, tree_merge
 from tasks.index import Index, shard_texts
 from tasks.numerics.scores import QueryBasis
-from tasks.scores import Pass, ScoreRequest, mixing_weights, query_bases, shard_influences
+from tasks.scores import Pass, ScoreRequest, mixing_weights, pass_of, query_bases, shard_influences
 from tasks.tombstones import read_ids
 
 SHINGLE_WORDS = 3
@@ -41,7 +41,7 @@ def candidate_scores(request: ScoreRequest, candidate_ids: Sequence[str]) -> pl.
     if missing:
         raise InputError(f"the index has no document {min(missing)!r}, or it was withdrawn; choose among its ids")
     weights, bases = mixing_weights(request), _bases(request)
-    common = _pass(request, weights)
+    common = pass_of(request, weights)
     parts = [part(_chosen_scores, path, common, bases, frozenset(wanted)) for path in shards]
     scores = {id_: values for found in compute(parts, where=request.dask) for id_, values in found.items()}
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
@@ -66,7 +66,7 @@ def grouped_influence(request: ScoreRequest, column: str) -> pl.DataFrame:
     _require_column(request, column)
     weights, bases = mixing_weights(request), _bases(request)
     candidates = Candidates(request.shards, request.index, request.tombstones)
-    common = _pass(request, weights)
+    common = pass_of(request, weights)
     parts = [
         part(_grouped_shard, path, common, bases, column, candidates.withdrawn.get(path)) for path in candidates.paths
     ]
@@ -118,10 +118,6 @@ def _shingles(text: str) -> frozenset[str]:
 def _bases(request: ScoreRequest) -> dict[str, Any]:
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     return query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
-
-
-def _pass(request: ScoreRequest, weights: Mapping[str, float]) -> Pass:
-    return Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
 
 
 def _chosen_scores(

@@ -144,7 +144,7 @@ def _rank(
 ) -> dict[tuple[str, str], Ranked]:
     """One pass over all shards: the rankings by method, and PROPONENT or OPPONENT."""
     bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
-    common = Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
+    common = pass_of(request, weights)
     parts = [
         part(_rank_shard, path, common, bases, start, candidates.withdrawn.get(path))
         for path, start in candidates.shards()
@@ -152,6 +152,11 @@ def _rank(
     (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
     methods = list(weights)
     return {(methods[number], kind): best for (number, kind), best in ranked.items()}
+
+
+def pass_of(request: ScoreRequest, weights: Mapping[str, float]) -> Pass:
+    """What every shard of this request's pass is told."""
+    return Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
 
 
 def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
