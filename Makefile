@@ -25,13 +25,13 @@ test-integration: install
 	$(BIN)/python -m pytest -m integration tests/integration
 
 bench: install
-	$(BIN)/python benchmarks/index_cost.py
+	$(BIN)/python benchmarks/cost/index_cost.py
 
 bench-lds: install
-	$(BIN)/python -m benchmarks.retraining --out build/lds --influence-queries 0 --removal-queries 8 --results build/lds/retraining.md
+	$(BIN)/python -m benchmarks.retraining.run --out build/lds --influence-queries 0 --removal-queries 8 --results build/lds/retraining.md
 
 bench-facts: install
-	$(BIN)/python -m benchmarks.facts --out build/facts --results build/facts/facts.md
+	$(BIN)/python -m benchmarks.facts.run --out build/facts --results build/facts/facts.md
 
 lint: install
 	$(BIN)/ruff check --fix .

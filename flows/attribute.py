@@ -1,6 +1,6 @@
 """Queries to proponents and opponents: once per query set, as a flow, or from a notebook as a table.
 
-from flows import attribute
+from trackstar.flows import attribute
 
 frame = attribute("INDEX", [{"id": "q", "prompt": "The capital of France is", "completion": " Paris"}])
 attribute.collapse_duplicates(frame)                      # the best of each set of near-duplicates
@@ -17,12 +17,12 @@ import polars as pl
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import AttributeConfig
-from storage.queries import Query, read_queries
-from tasks.attribution import encode, rank, ranking_table, score_request, write_results
-from tasks.index import Index, read_index
-from tasks.retrieval import candidate_scores, collapse_duplicates, grouped_influence, with_texts
-from tasks.scores import ScoreConfig, ScoreRequest
+from trackstar.flows.config import AttributeConfig
+from trackstar.storage.queries import Query, read_queries
+from trackstar.tasks.index.contents import Index, read_index
+from trackstar.tasks.report.results import encode, rank, ranking_table, score_request, write_results
+from trackstar.tasks.scoring.grouped import candidate_scores, collapse_duplicates, grouped_influence, with_texts
+from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest
 
 METHOD = "trackstar"
 ONE_AT_A_TIME = ThreadPoolTaskRunner(max_workers=1)

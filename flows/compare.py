@@ -3,17 +3,17 @@
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import CompareConfig
-from tasks.artifacts import publish_metrics
-from tasks.attribution import encode, write_results
-from tasks.comparison import Measured, write_comparison
-from tasks.entailment import judged
-from tasks.evaluation import Metrics
-from tasks.evidence import labelled
-from tasks.explanation import ExplanationConfig, explain
-from tasks.index import read_index
-from tasks.methods import Comparison
-from tasks.tail_patch import TailPatchRequest, measure_tail_patch
+from trackstar.flows.config import CompareConfig
+from trackstar.tasks.evaluation.entailment import judged
+from trackstar.tasks.evaluation.evidence import labelled
+from trackstar.tasks.evaluation.metrics import Metrics
+from trackstar.tasks.evaluation.tail_patch import TailPatchRequest, measure_tail_patch
+from trackstar.tasks.index.contents import read_index
+from trackstar.tasks.methods.registry import Comparison
+from trackstar.tasks.report.artifacts import publish_metrics
+from trackstar.tasks.report.comparison import Measured, write_comparison
+from trackstar.tasks.report.explanation import ExplanationConfig, explain
+from trackstar.tasks.report.results import encode, write_results
 
 
 @flow(name="compare", flow_run_name="compare {config.subject}", task_runner=ThreadPoolTaskRunner(max_workers=1))

@@ -4,23 +4,23 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from storage.errors import InputError
-from storage.gradients import StoreDtype
-from storage.layout import location
-from storage.queries import Query, read_queries
-from tasks.checkpoint import ModelConfig, model_files
-from tasks.corpus import CorpusConfig
-from tasks.curvature import CurvatureConfig
-from tasks.engine import GradientConfig
-from tasks.entailment import EntailmentConfig, Judge, require_undecided
-from tasks.entailment_model import read_entailment_model
-from tasks.index import read_index
-from tasks.influence import InfluenceConfig
-from tasks.methods import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
-from tasks.scores import ScoreConfig
-from tasks.second_moment import SecondMomentConfig
-from tasks.tail_patch import TailPatchConfig
-from tasks.token_influence import TokenInfluenceConfig
+from trackstar.storage.errors import InputError
+from trackstar.storage.gradients import StoreDtype
+from trackstar.storage.layout import location
+from trackstar.storage.queries import Query, read_queries
+from trackstar.tasks.evaluation.entailment import EntailmentConfig, Judge, require_undecided
+from trackstar.tasks.evaluation.entailment_model import read_entailment_model
+from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
+from trackstar.tasks.index.contents import read_index
+from trackstar.tasks.index.corpus import CorpusConfig
+from trackstar.tasks.index.curvature import CurvatureConfig
+from trackstar.tasks.index.second_moment import SecondMomentConfig
+from trackstar.tasks.methods.influence import InfluenceConfig
+from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
+from trackstar.tasks.models.checkpoint import ModelConfig, model_files
+from trackstar.tasks.models.engine import GradientConfig
+from trackstar.tasks.scoring.score_pass import ScoreConfig
+from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig
 
 Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
 

@@ -4,16 +4,16 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.compare import compare
-from flows.config import CompareConfig, FlowConfig, IndexConfig, Url
-from flows.index import index
-from tasks.corpus import CorpusConfig
-from tasks.demo import TrainingRequest, train, write_demo_files, write_learnt_queries
-from tasks.demo_corpus import DemoCorpusConfig
-from tasks.engine import GradientConfig
-from tasks.evaluation import Metrics
-from tasks.tail_patch import TailPatchConfig
-from tasks.training import TrainingConfig
+from trackstar.flows.compare import compare
+from trackstar.flows.config import CompareConfig, FlowConfig, IndexConfig, Url
+from trackstar.flows.index import index
+from trackstar.tasks.demo.corpus import DemoCorpusConfig
+from trackstar.tasks.demo.demo import TrainingRequest, train, write_demo_files, write_learnt_queries
+from trackstar.tasks.demo.training import TrainingConfig
+from trackstar.tasks.evaluation.metrics import Metrics
+from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
+from trackstar.tasks.index.corpus import CorpusConfig
+from trackstar.tasks.models.engine import GradientConfig
 
 
 class DemoConfig(FlowConfig):

@@ -3,17 +3,17 @@
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import IndexConfig
-from tasks.checkpoint import read_checkpoint
-from tasks.corpus import plan_file, plan_requests
-from tasks.curvature import reduce_curvature
-from tasks.engine import EngineSpec
-from tasks.gradients import index_shard, shard_requests
-from tasks.index import Index, existing_index, require_documents, require_same_settings, write_index
-from tasks.second_moment import second_moment
-from tasks.shard_runner import compute_shards
-from tasks.stage import gather
-from tasks.tombstones import count_withdrawn, newest_tombstones
+from trackstar.flows.config import IndexConfig
+from trackstar.tasks.index.contents import Index, existing_index, require_documents, require_same_settings, write_index
+from trackstar.tasks.index.corpus import plan_file, plan_requests
+from trackstar.tasks.index.curvature import reduce_curvature
+from trackstar.tasks.index.second_moment import second_moment
+from trackstar.tasks.index.shards import index_shard, shard_requests
+from trackstar.tasks.index.withdrawals import count_withdrawn, newest_tombstones
+from trackstar.tasks.models.checkpoint import read_checkpoint
+from trackstar.tasks.models.engine import EngineSpec
+from trackstar.tasks.runtime.shards import compute_shards
+from trackstar.tasks.runtime.stage import gather
 
 
 # In this process shards run one after another: each uses every core or the whole GPU. Several machines take Dask.

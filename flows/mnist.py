@@ -7,9 +7,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, Field
 from threadpoolctl import threadpool_limits
 
-from flows.config import FlowConfig, Url
-from storage.layout import location
-from tasks.mnist_cells import (
+from trackstar.flows.config import FlowConfig, Url
+from trackstar.storage.layout import location
+from trackstar.tasks.mnist.cells import (
     GeometryRequest,
     ParametersRequest,
     SweepsRequest,
@@ -19,12 +19,12 @@ from tasks.mnist_cells import (
     measure_sweeps,
     measure_terms,
 )
-from tasks.mnist_data import DIGITS, MNIST, ImagesRequest, write_images
-from tasks.mnist_model import VARIANTS, StudyConfig
-from tasks.mnist_pictures import PicturesRequest, draw_pictures
-from tasks.mnist_report import write_report
-from tasks.mnist_results import Study
-from tasks.stage import gather
+from trackstar.tasks.mnist.data import DIGITS, MNIST, ImagesRequest, write_images
+from trackstar.tasks.mnist.model import VARIANTS, StudyConfig
+from trackstar.tasks.mnist.pictures import PicturesRequest, draw_pictures
+from trackstar.tasks.mnist.render import write_report
+from trackstar.tasks.mnist.results import Study
+from trackstar.tasks.runtime.stage import gather
 
 Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
 

@@ -5,15 +5,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from flows.attribute import attribute
-from flows.config import AttributeConfig, IndexConfig, ReindexConfig
-from flows.index import index
-from storage.layout import location
-from storage.queries import read_queries
-from tasks.checkpoint import Checkpoint
-from tasks.drift import measure_drift, publish_drift, write_drift
-from tasks.index import existing_index
-from tasks.reindex import (
+from trackstar.flows.attribute import attribute
+from trackstar.flows.config import AttributeConfig, IndexConfig, ReindexConfig
+from trackstar.flows.index import index
+from trackstar.storage.layout import location
+from trackstar.storage.queries import read_queries
+from trackstar.tasks.index.contents import existing_index
+from trackstar.tasks.models.checkpoint import Checkpoint
+from trackstar.tasks.reindex.checkpoints import (
     RESULTS,
     Asked,
     Found,
@@ -26,6 +25,7 @@ from tasks.reindex import (
     remove_old_indexes,
     write_asked,
 )
+from trackstar.tasks.reindex.drift import measure_drift, publish_drift, write_drift
 
 
 class Reindexed(BaseModel):

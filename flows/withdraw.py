@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import WithdrawConfig
-from tasks.curvature import reduce_curvature
-from tasks.index import Index, read_index, write_index
-from tasks.tombstones import TombstoneRequest, count_withdrawn, new_withdrawal, write_tombstones
+from trackstar.flows.config import WithdrawConfig
+from trackstar.tasks.index.contents import Index, read_index, write_index
+from trackstar.tasks.index.curvature import reduce_curvature
+from trackstar.tasks.index.withdrawals import TombstoneRequest, count_withdrawn, new_withdrawal, write_tombstones
 
 
 @flow(name="withdraw", flow_run_name="withdraw {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=1))

@@ -20,11 +20,11 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
-from storage.documents import DocumentBatch, Record, Schema, batches
-from storage.errors import InputError
-from storage.json_lines import BYTE_ORDER_MARK, lines, open_decompressed, parse_object, pieces, skip
-from storage.layout import location
-from storage.manifest import digest_file, digest_of
+from trackstar.storage.documents import DocumentBatch, Record, Schema, batches
+from trackstar.storage.errors import InputError
+from trackstar.storage.json_lines import BYTE_ORDER_MARK, lines, open_decompressed, parse_object, pieces, skip
+from trackstar.storage.layout import location
+from trackstar.storage.manifest import digest_file, digest_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from storage.errors import InputError
-from storage.json_lines import kind_of, require_encodable
+from trackstar.storage.errors import InputError
+from trackstar.storage.json_lines import kind_of, require_encodable
 
 BATCH_CHARACTERS = 64 << 20  # a batch of long documents ends early, so that memory does not grow with their length
 

@@ -20,8 +20,8 @@ from numpy import ndarray
 from upath import UPath
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from storage.errors import CorruptionError
-from storage.layout import GRADIENTS
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.layout import GRADIENTS
 
 StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import zstandard
 from upath import UPath
 
-from storage.errors import InputError
+from trackstar.storage.errors import InputError
 
 LINE_LIMIT_BYTES = 64 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from storage.errors import CorruptionError, MissingError
-from storage.layout import MANIFEST, location
-from storage.locks import held, is_held
+from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.layout import MANIFEST, location
+from trackstar.storage.locks import held, is_held
 
 HASH_BLOCK_BYTES = 1 << 20
 

@@ -8,7 +8,7 @@ from numpy import ndarray
 from torch import Tensor
 from upath import UPath
 
-from storage.manifest import read_checked
+from trackstar.storage.manifest import read_checked
 
 
 def write_arrays(path: UPath, arrays: Mapping[str, ndarray]) -> None:

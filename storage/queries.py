@@ -9,10 +9,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from upath import UPath
 
-from storage.errors import InputError
-from storage.json_lines import BYTE_ORDER_MARK, kind_of, lines, open_decompressed, parse_object, require_encodable
-from storage.layout import location
-from storage.manifest import digest_of
+from trackstar.storage.errors import InputError
+from trackstar.storage.json_lines import (
+    BYTE_ORDER_MARK,
+    kind_of,
+    lines,
+    open_decompressed,
+    parse_object,
+    require_encodable,
+)
+from trackstar.storage.layout import location
+from trackstar.storage.manifest import digest_of
 
 EXPECTED = '{"id": ..., "prompt": ..., "completion": ...}, one object a line'
 

@@ -15,8 +15,8 @@ import polars as pl
 from polars.exceptions import PolarsError
 from upath import UPath
 
-from storage.errors import CorruptionError, MissingError
-from storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET
+from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET
 
 PROPONENT = "proponent"
 OPPONENT = "opponent"

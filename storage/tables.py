@@ -5,7 +5,7 @@ import io
 import polars as pl
 from upath import UPath
 
-from storage.manifest import read_checked
+from trackstar.storage.manifest import read_checked
 
 
 def write_table(path: UPath, frame: pl.DataFrame) -> None:

@@ -18,8 +18,8 @@ from upath import UPath
 from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from storage.errors import CorruptionError
-from storage.gradients import zarr_store
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.gradients import zarr_store
 
 TILE = 512
 FLOAT64_BYTES, CHECKSUM_BYTES = 8, 4

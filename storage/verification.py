@@ -7,9 +7,9 @@ from typing import Any
 
 from upath import UPath
 
-from storage.errors import CorruptionError
-from storage.layout import INDEX, MANIFEST, is_artifact_name
-from storage.manifest import damaged_files, read_manifest, remove_tree
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.layout import INDEX, MANIFEST, is_artifact_name
+from trackstar.storage.manifest import damaged_files, read_manifest, remove_tree
 
 
 @dataclass(frozen=True)

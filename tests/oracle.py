@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from storage.queries import Query
-from tasks.numerics.architecture import assign_blocks, find_weight_matrices
-from tasks.numerics.projection import gaussian_projection
-from tasks.tokens import tokenize_documents, tokenize_query
 from tests.reference import example_gradients
+from trackstar.storage.queries import Query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.numerics.architecture import assign_blocks, find_weight_matrices
+from trackstar.tasks.numerics.projection import gaussian_projection
 
 Gradients = dict[str, torch.Tensor]
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "storage": {"storage"},
-    "tasks/numerics": {"tasks.numerics"},
+    "tasks/numerics": {"trackstar.tasks.numerics"},
     "tasks": {"storage", "tasks"},
     "flows": {"storage", "tasks", "flows"},
 }

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tasks.tokens import tokenize_documents
-from tasks.training import TrainingConfig, train_demo_model, train_tokenizer
+from trackstar.tasks.demo.training import TrainingConfig, train_demo_model, train_tokenizer
+from trackstar.tasks.models.tokens import tokenize_documents
 
 SUBJECTS = ("The river", "A heron", "My sister", "The old clock")
 REMAINDERS = (

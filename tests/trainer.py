@@ -2,8 +2,8 @@
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from tasks.announce import AnnounceCheckpoints
 from tests.tiny import TEXTS
+from trackstar.tasks.reindex.announce import AnnounceCheckpoints
 
 SAVE_STEPS = 2
 

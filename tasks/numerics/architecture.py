@@ -14,8 +14,8 @@ from typing import Literal, NoReturn
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks.numerics.experts import fused_experts
-from tasks.numerics.linear_maps import is_linear_map, oriented_weight
+from trackstar.tasks.numerics.experts import fused_experts
+from trackstar.tasks.numerics.linear_maps import is_linear_map, oriented_weight
 
 Kind = Literal["attention", "mlp"]
 

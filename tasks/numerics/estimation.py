@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tasks.numerics.architecture import WeightMatrix
-from tasks.numerics.second_moment import FactoredSecondMoment, accumulate_estimate, estimate
+from trackstar.tasks.numerics.architecture import WeightMatrix
+from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, accumulate_estimate, estimate
 
 
 class EstimationTap:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tasks.numerics.linear_maps import FLOATING_POINT, NOT_UNDERSTOOD, agree, probe_values
+from trackstar.tasks.numerics.linear_maps import FLOATING_POINT, NOT_UNDERSTOOD, agree, probe_values
 
 DOWN, UP, GATE_UP = "down_proj", "up_proj", "gate_up_proj"
 BIAS = "_bias"

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tasks.numerics.taps import TappedModel
+from trackstar.tasks.numerics.taps import TappedModel
 
 FORMED_GRADIENT_BYTES = 1 << 27
 

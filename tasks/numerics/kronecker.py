@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tasks.numerics.architecture import WeightMatrix
-from tasks.numerics.taps import TappedModel
+from trackstar.tasks.numerics.architecture import WeightMatrix
+from trackstar.tasks.numerics.taps import TappedModel
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from tasks.numerics.curvature import effective_rank
+from trackstar.tasks.numerics.curvature import effective_rank
 
 CROSSING_FRACTION = 1000 / 65_536
 

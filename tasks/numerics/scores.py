@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from tasks.numerics.curvature import solve_transposed, whiten
+from trackstar.tasks.numerics.curvature import solve_transposed, whiten
 
 SCORE_ROUNDING = 1e-5  # what float32 products may change in a score: a tenth of what float32 gradients do
 UNIT_ROUNDOFF = 2.0**-24

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tasks.numerics.loss import TokenLoss
+from trackstar.tasks.numerics.loss import TokenLoss
 
 ROWS_AT_ONCE = 64
 

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks.numerics.experts import Receiver, TappedExperts, starts_graph
-from tasks.numerics.linear_maps import first_result
-from tasks.numerics.loss import TokenLoss
+from trackstar.tasks.numerics.experts import Receiver, TappedExperts, starts_graph
+from trackstar.tasks.numerics.linear_maps import first_result
+from trackstar.tasks.numerics.loss import TokenLoss
 
 
 @runtime_checkable

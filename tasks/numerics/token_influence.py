@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from tasks.numerics.gradients import BlockProjection, MatrixProjection
-from tasks.numerics.scores import QueryBasis
-from tasks.numerics.taps import TappedModel
+from trackstar.tasks.numerics.gradients import BlockProjection, MatrixProjection
+from trackstar.tasks.numerics.scores import QueryBasis
+from trackstar.tasks.numerics.taps import TappedModel
 
 
 def query_readout(

@@ -2,8 +2,8 @@
 
 import random
 
-from benchmarks.entailment_labels import examples
-from benchmarks.facts_corpus import FactsConfig, build_facts_corpus
+from benchmarks.facts.corpus import FactsConfig, build_facts_corpus
+from benchmarks.facts.labels import examples
 
 
 def test_statements_entail_their_fact_and_nothing_else_does_and_judged_facts_are_left_out():

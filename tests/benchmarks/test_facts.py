@@ -6,11 +6,11 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from benchmarks.facts_corpus import BUCKETS, FACT_RELATIONS, FactsConfig, bucket_of, build_facts_corpus
-from benchmarks.facts_outcome import RIGHT, WRONG, Outcome, Run, pooled, pooled_first_kinds
-from benchmarks.facts_page import markdown
-from benchmarks.facts_smollm2 import PRACTISED_FILMS, build_films_corpus
-from storage.results import RESULT_SCHEMA
+from benchmarks.facts.corpus import BUCKETS, FACT_RELATIONS, FactsConfig, bucket_of, build_facts_corpus
+from benchmarks.facts.outcome import RIGHT, WRONG, Outcome, Run, pooled, pooled_first_kinds
+from benchmarks.facts.page import markdown
+from benchmarks.facts.smollm2 import PRACTISED_FILMS, build_films_corpus
+from trackstar.storage.results import RESULT_SCHEMA
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.retrained_models import Corpus, random_halves
-from benchmarks.retraining_tables import checkpoint_rows, lds_rows, own_statements, part_rows, removal_rows
-from storage.queries import Query
-from tasks.demo_corpus import Document
+from benchmarks.retraining.models import Corpus, random_halves
+from benchmarks.retraining.tables import checkpoint_rows, lds_rows, own_statements, part_rows, removal_rows
+from trackstar.storage.queries import Query
+from trackstar.tasks.demo.corpus import Document
 
 NUM_QUERIES, STATED, NUM_DOCUMENTS = 3, 5, 60
 

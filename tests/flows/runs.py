@@ -7,12 +7,12 @@ import polars as pl
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-from flows.attribute import attribute
-from flows.config import AttributeConfig, IndexConfig
-from flows.index import index
-from flows.records import _wait_for_task_runs
-from storage.results import PROPONENT
 from tests.tiny import QUERIES, TEXTS
+from trackstar.flows.attribute import attribute
+from trackstar.flows.cli.runs import _wait_for_task_runs
+from trackstar.flows.config import AttributeConfig, IndexConfig
+from trackstar.flows.index import index
+from trackstar.storage.results import PROPONENT
 
 
 def index_config(directory, checkpoint, *corpus, shard_size=7, mode="auto", gradient=None, **settings) -> IndexConfig:

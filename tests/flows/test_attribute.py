@@ -4,12 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.attribute import attribute
-from flows.config import AttributeConfig
 from tests.flows.runs import build, score
 from tests.oracle import Oracle
 from tests.reference import influence
 from tests.tiny import QUERIES, TEXTS
+from trackstar.flows.attribute import attribute
+from trackstar.flows.config import AttributeConfig
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from flows import cli
 from tests.flows.runs import build
+from trackstar.flows.cli import commands as cli
 
 
 def run(*arguments, monkeypatch, capsys):

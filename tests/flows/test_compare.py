@@ -6,16 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.compare import compare
-from flows.config import CompareConfig
-from storage.errors import InputError
-from storage.layout import COST
-from storage.results import PROPONENT
-from tasks.checkpoint import read_checkpoint
 from tests.flows.runs import build, files, modification_times
 from tests.oracle import Oracle
 from tests.reference import influence
 from tests.tiny import QUERIES, TEXTS, save_classifier, save_encoder, save_llama
+from trackstar.flows.compare import compare
+from trackstar.flows.config import CompareConfig
+from trackstar.storage.errors import InputError
+from trackstar.storage.layout import COST
+from trackstar.storage.results import PROPONENT
+from trackstar.tasks.models.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -244,6 +244,6 @@ def test_a_method_that_lacks_what_it_needs_is_refused_before_any_work(
 
 
 def test_influence_functions_of_a_large_corpus_are_refused_with_the_cost(index, queries, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.influence.LARGEST_WORK", 1000)
+    monkeypatch.setattr("trackstar.tasks.methods.influence.LARGEST_WORK", 1000)
     with pytest.raises(InputError, match="1e\\+03 is the most; ask fewer queries, take a smaller model"):
         run(index, queries, tmp_path / "out", "influence")

@@ -6,11 +6,11 @@ from distributed import KilledWorker
 from distributed.comm import CommClosedError
 from prefect.states import Failed
 
-from flows.index import index
-from storage.errors import CorruptionError, InputError
-from tasks import stage
-from tasks.engine import Engine
 from tests.flows.runs import build, files, index_config, modification_times, task_states
+from trackstar.flows.index import index
+from trackstar.storage.errors import CorruptionError, InputError
+from trackstar.tasks.models.engine import Engine
+from trackstar.tasks.runtime import stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Retries without the waiting."""
-    from tasks.gradients import index_shard
+    from trackstar.tasks.index.shards import index_shard
 
     monkeypatch.setattr(index_shard, "task", index_shard.task.with_options(retry_delay_seconds=0))
 

@@ -18,7 +18,7 @@ def start_index(directory, checkpoint, corpus):
     """``trackstar index`` as a process of its own, on the tests' Prefect server."""
     arguments = ["--checkpoint", checkpoint, "--corpus", corpus, "--index", directory, "--shard-size", "1"]
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "index", *map(str, arguments), "--projection-dim", "4"],
+        [sys.executable, "-m", "trackstar.flows.cli.commands", "index", *map(str, arguments), "--projection-dim", "4"],
         env={**os.environ, "PREFECT_API_URL": str(get_current_settings().api.url)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -10,15 +10,15 @@ import pytest
 import zstandard
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
 
-from flows.index import index
-from storage.errors import InputError
-from storage.gradients import GradientReader
-from storage.layout import DOCUMENTS, QUARANTINE
-from tasks.engine import Engine
-from tasks.index import read_index
-from tasks.method_costs import index_seconds
 from tests.flows.runs import build, files, index_config, modification_times, task_states
 from tests.tiny import TEXTS
+from trackstar.flows.index import index
+from trackstar.storage.errors import InputError
+from trackstar.storage.gradients import GradientReader
+from trackstar.storage.layout import DOCUMENTS, QUARANTINE
+from trackstar.tasks.evaluation.costs import index_seconds
+from trackstar.tasks.index.contents import read_index
+from trackstar.tasks.models.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -60,7 +60,9 @@ def test_the_second_run_finds_everything_cached_and_computes_nothing(llama, corp
 
 
 def test_what_an_index_took_is_known_from_prefect_and_only_there(llama, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.method_costs.RUNS_AT_ONCE", 2)  # so that there is more than one page of them
+    monkeypatch.setattr(
+        "trackstar.tasks.evaluation.costs.RUNS_AT_ONCE", 2
+    )  # so that there is more than one page of them
     config = index_config(tmp_path / "index", llama, corpus)
     started = time.monotonic()
     task_states(index, config)
@@ -204,7 +206,7 @@ def test_an_index_takes_no_gradients_of_another_setting_and_a_refused_run_leaves
 
 @pytest.mark.parametrize("at_once", [3, len(TEXTS)])
 def test_two_documents_of_one_id_are_refused_and_another_id_column_is_the_cure(llama, tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr("tasks.index.IDS_AT_ONCE", at_once)
+    monkeypatch.setattr("trackstar.tasks.index.contents.IDS_AT_ONCE", at_once)
     write_lines(
         tmp_path / "c.jsonl", [line(text, id="same" if n % 4 == 1 else f"d{n}") for n, text in enumerate(TEXTS)]
     )

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from flows.mnist import MnistConfig
-from tasks.mnist_cells import (
+from trackstar.flows.mnist import MnistConfig
+from trackstar.tasks.mnist.cells import (
     GeometryRequest,
     ParametersRequest,
     SweepsRequest,
@@ -15,12 +15,12 @@ from tasks.mnist_cells import (
     measure_sweeps,
     measure_terms,
 )
-from tasks.mnist_data import ImagesRequest, write_images
-from tasks.mnist_model import VARIANTS, StudyConfig
-from tasks.mnist_pictures import PicturesRequest, draw_pictures
-from tasks.mnist_report import PAGE, render_report, write_report
-from tasks.mnist_results import Study
-from tasks.stage import build
+from trackstar.tasks.mnist.data import ImagesRequest, write_images
+from trackstar.tasks.mnist.model import VARIANTS, StudyConfig
+from trackstar.tasks.mnist.pictures import PicturesRequest, draw_pictures
+from trackstar.tasks.mnist.render import PAGE, render_report, write_report
+from trackstar.tasks.mnist.results import Study
+from trackstar.tasks.runtime.stage import build
 
 SMALL = StudyConfig(num_seeds=2, num_images=400, num_hidden=8, num_steps=60, num_candidates=120, num_queries=60)
 

@@ -3,10 +3,10 @@
 import polars as pl
 import pytest
 
-from flows.config import WithdrawConfig
-from flows.withdraw import withdraw
 from tests.flows.runs import build, score
-from tests.tasks.test_object_store import bucket  # noqa: F401  (a fixture)
+from tests.index.test_object_store import bucket  # noqa: F401  (a fixture)
+from trackstar.flows.config import WithdrawConfig
+from trackstar.flows.withdraw import withdraw
 
 # botocore and aiohttp close sockets when they are collected
 pytestmark = [

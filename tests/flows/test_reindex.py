@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 
-from flows.config import AttributeConfig, IndexConfig, ReindexConfig
-from flows.reindex import reindex
-from storage.errors import InputError
 from tests.flows.runs import build
 from tests.tiny import QUERIES, save_llama
+from trackstar.flows.config import AttributeConfig, IndexConfig, ReindexConfig
+from trackstar.flows.reindex import reindex
+from trackstar.storage.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -57,7 +57,7 @@ def test_whatever_an_index_can_be_built_with_a_reindex_can_too():
 
 
 def test_a_query_typed_in_gives_the_scores_it_has_in_a_file(llama, corpus, tmp_path):
-    from flows.attribute import attribute
+    from trackstar.flows.attribute import attribute
 
     build(tmp_path / "index", llama, corpus)
     (tmp_path / "one.jsonl").write_text(json.dumps({**QUERIES[0], "id": "typed"}))

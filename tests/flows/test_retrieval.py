@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows import attribute
-from flows.config import WithdrawConfig
-from flows.withdraw import withdraw
-from storage.errors import InputError
 from tests.flows.runs import build, score
 from tests.tiny import QUERIES, TEXTS
+from trackstar.flows import attribute
+from trackstar.flows.config import WithdrawConfig
+from trackstar.flows.withdraw import withdraw
+from trackstar.storage.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -1,8 +1,8 @@
 import pytest
 from distributed import LocalCluster
 
-from storage.errors import InputError
 from tests.flows.runs import build, files, index_config, task_states
+from trackstar.storage.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -15,7 +15,7 @@ def cluster():
 
 @pytest.mark.filterwarnings("default")  # distributed warns about the time its processes take to come and go
 def test_shards_computed_on_two_dask_workers_are_the_bytes_of_those_computed_here(llama, corpus, tmp_path, cluster):
-    from flows.index import index
+    from trackstar.flows.index import index
 
     directory, here = tmp_path / "index", tmp_path / "here"
     build(directory, llama, corpus, shard_size=3)
@@ -28,6 +28,6 @@ def test_shards_computed_on_two_dask_workers_are_the_bytes_of_those_computed_her
 
 
 def test_a_scheduler_that_does_not_answer_is_refused_by_its_address(llama, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.dask_compute.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("trackstar.tasks.runtime.dask.CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(InputError, match="no Dask scheduler answers at 'tcp"):
         build(tmp_path / "index", llama, corpus, shards_on="tcp://127.0.0.1:9")

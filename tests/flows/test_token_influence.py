@@ -4,14 +4,14 @@ import polars as pl
 import pytest
 from prefect import flow
 
-from storage.layout import RANKING, TOKEN_INFLUENCE
-from storage.queries import read_queries
-from storage.tables import read_table
-from tasks.attribution import encode, rank
-from tasks.index import each_text
-from tasks.scores import ScoreConfig
-from tasks.token_influence import TokenInfluenceConfig, read_tokens, token_request
 from tests.flows.runs import build
+from trackstar.storage.layout import RANKING, TOKEN_INFLUENCE
+from trackstar.storage.queries import read_queries
+from trackstar.storage.tables import read_table
+from trackstar.tasks.index.contents import each_text
+from trackstar.tasks.report.results import encode, rank
+from trackstar.tasks.scoring.score_pass import ScoreConfig
+from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig, read_tokens, token_request
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -6,17 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.attribute import attribute
-from flows.compare import compare
-from flows.config import AttributeConfig, CompareConfig, IndexConfig, WithdrawConfig
-from flows.index import index
-from flows.summary import describe
-from flows.withdraw import withdraw
-from storage.errors import InputError
-from tasks.engine import Engine
-from tasks.methods import METHODS
 from tests.flows.runs import build, index_config, score, task_states
 from tests.tiny import QUERIES, TEXTS, save_encoder
+from trackstar.flows.attribute import attribute
+from trackstar.flows.cli.tables import describe
+from trackstar.flows.compare import compare
+from trackstar.flows.config import AttributeConfig, CompareConfig, IndexConfig, WithdrawConfig
+from trackstar.flows.index import index
+from trackstar.flows.withdraw import withdraw
+from trackstar.storage.errors import InputError
+from trackstar.tasks.methods.registry import METHODS
+from trackstar.tasks.models.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

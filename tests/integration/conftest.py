@@ -8,9 +8,9 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks.demo_corpus import DemoCorpusConfig, build_demo_corpus, write_demo_corpus
 from tests.integration.services import POOL, ROOT, Machine, free_port, kill_with_children, start_server, start_worker
 from tests.tiny import QUERIES
+from trackstar.tasks.demo.corpus import DemoCorpusConfig, build_demo_corpus, write_demo_corpus
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def training(machine) -> Path:
 def _shipped_deployments() -> str:
     """``prefect.yaml`` as it is, but for a projection that fits the tests' models."""
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    (reindex,) = (d for d in shipped["deployments"] if d["entrypoint"] == "flows.reindex.reindex")
+    (reindex,) = (d for d in shipped["deployments"] if d["entrypoint"] == "trackstar.flows.reindex.reindex")
     configs = [reindex["parameters"]["config"], reindex["triggers"][0]["parameters"]["config"]]
     for config in configs:
         config["gradient"] = {"projection_dim": 4}

@@ -50,7 +50,7 @@ class Machine:
         return self._run("prefect", *arguments)
 
     def trackstar(self, *arguments: str) -> str:
-        return self._run("flows.cli", *arguments)
+        return self._run("trackstar.flows.cli.commands", *arguments)
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen:
         """Start ``prefect …`` in the background; its output goes to ``NAME.log``."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from tasks.numerics.architecture import WeightMatrix, assign_blocks, find_decoder_layers, find_weight_matrices
+from trackstar.tasks.numerics.architecture import WeightMatrix, assign_blocks, find_decoder_layers, find_weight_matrices
 
 NUM_LAYERS = 3
 SIZES = {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from rank_bm25 import BM25Okapi
 
-from tasks.numerics.bm25 import Bm25, CorpusCounts, tokenize
+from trackstar.tasks.numerics.bm25 import Bm25, CorpusCounts, tokenize
 
 
 def zipf_texts(num_texts, *, seed, longest=60):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.numerics import curvature, mixing
+from trackstar.tasks.numerics import curvature, mixing
 
 
 def test_whitened_gradients_have_identity_autocorrelation():

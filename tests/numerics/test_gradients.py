@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from tasks.numerics import architecture, batching
-from tasks.numerics.estimation import estimation_taps
-from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
-from tasks.numerics.loss import token_losses
-from tasks.numerics.projection import gaussian_projection
-from tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
-from tasks.numerics.taps import TappedModel
 from tests import reference
+from trackstar.tasks.numerics import architecture, batching
+from trackstar.tasks.numerics.estimation import estimation_taps
+from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
+from trackstar.tasks.numerics.loss import token_losses
+from trackstar.tasks.numerics.projection import gaussian_projection
+from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
+from trackstar.tasks.numerics.taps import TappedModel
 
 # float32 forward and backward through a few layers against float64
 RELATIVE_ERROR = 1e-5

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.numerics.histogram import bin_counts, share_below, upper_edge
+from trackstar.tasks.numerics.histogram import bin_counts, share_below, upper_edge
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 7))

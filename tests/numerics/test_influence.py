@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.numerics.architecture import find_weight_matrices
-from tasks.numerics.influence import CurvedLoss, conjugate_gradients, mean_eigenvalue
+from trackstar.tasks.numerics.architecture import find_weight_matrices
+from trackstar.tasks.numerics.influence import CurvedLoss, conjugate_gradients, mean_eigenvalue
 
 TOKENS = torch.tensor([[3, 5, 7, 9, 2], [4, 6, 8, 0, 0], [1, 2, 3, 4, 0]])
 CHOSEN = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)

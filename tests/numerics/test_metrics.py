@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.numerics.metrics import bootstrap_interval, hit_at_k, precision_at_k, recall_at_k, reciprocal_rank
+from trackstar.tasks.numerics.metrics import bootstrap_interval, hit_at_k, precision_at_k, recall_at_k, reciprocal_rank
 
 IDS = st.lists(st.sampled_from("abcdefghijklmnop"), unique=True)
 EVIDENCE = st.frozensets(st.sampled_from("abcdefghijklmnop"), min_size=1)
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_interval_and_pairing_removes_what_methods_
 
 
 def test_a_bootstrap_of_many_values_draws_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr("tasks.numerics.metrics.RESAMPLES_AT_ONCE", 64)
+    monkeypatch.setattr("trackstar.tasks.numerics.metrics.RESAMPLES_AT_ONCE", 64)
     values = np.random.default_rng(6).normal(size=30)
     low, high = bootstrap_interval(values, generator=np.random.default_rng(0), num_resamples=501)
     assert low < values.mean() < high

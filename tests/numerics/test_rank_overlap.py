@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from tasks.numerics.rank_overlap import rank_biased_overlap
+from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
 
 
 def naive(S, T, p):

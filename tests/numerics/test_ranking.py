@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.numerics import ranking
+from trackstar.tasks.numerics import ranking
 
 # few distinct values, so that ties are everywhere
 scores_of_one_query = st.lists(st.integers(-3, 3), min_size=1, max_size=30)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.numerics import curvature, scores
 from tests import reference
+from trackstar.tasks.numerics import curvature, scores
 
 # float64 on both sides; the oracle's eigendecomposition loses about cond(R) · 1e-16
 TOLERANCE = 1e-7

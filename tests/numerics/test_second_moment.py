@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.numerics.second_moment import (
+from trackstar.tasks.numerics.second_moment import (
     FactoredSecondMoment,
     FullSecondMoment,
     accumulate_estimate,

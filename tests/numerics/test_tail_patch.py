@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.numerics.tail_patch import probability_changes
+from trackstar.tasks.numerics.tail_patch import probability_changes
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_queries_run_in_parts_have_the_same_changes(model, monkeypatch):
     settings = {"asked": [[1, 0]], "scales": scales, "learning_rate": 0.1}
     documents = [torch.tensor([3, 5, 7])]
     (whole,) = probability_changes(model, documents, _batch(), **settings)
-    monkeypatch.setattr("tasks.numerics.tail_patch.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("trackstar.tasks.numerics.tail_patch.ROWS_AT_ONCE", 1)
     (parts,) = probability_changes(model, documents, _batch(), **settings)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-8)  # float32 probabilities near 1e-3
 

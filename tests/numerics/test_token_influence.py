@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
 
-from tasks.numerics import architecture, curvature, scores
-from tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
-from tasks.numerics.token_influence import TokenInfluence, candidate_norms, query_readout
+from trackstar.tasks.numerics import architecture, curvature, scores
+from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
+from trackstar.tasks.numerics.token_influence import TokenInfluence, candidate_norms, query_readout
 
 # float32 forward and backward through two layers against float64
 RELATIVE_ERROR = 1e-5

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.numerics.tracin import gradient_products
+from trackstar.tasks.numerics.tracin import gradient_products
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])

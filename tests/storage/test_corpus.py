@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import corpus, documents, json_lines
-from storage.corpus import corpus_files, plan_shards, read_documents
-from storage.errors import InputError
-from storage.layout import location
+from trackstar.storage import corpus, documents, json_lines
+from trackstar.storage.corpus import corpus_files, plan_shards, read_documents
+from trackstar.storage.errors import InputError
+from trackstar.storage.layout import location
 
 RNG = random.Random(0)
 ROWS = [{"id": f"d{i}", "text": f"document {i} " + "λ" * RNG.randint(0, 50)} for i in range(57)]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from upath import UPath
 
-from storage import gradients
-from storage.errors import CorruptionError
-from storage.gradients import GradientReader, GradientWriter
+from trackstar.storage import gradients
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.gradients import GradientReader, GradientWriter
 
 DIMS = {"attention.00": 6, "mlp.00": 4}
 

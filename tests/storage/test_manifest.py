@@ -3,8 +3,8 @@ import pickle
 import pytest
 from upath import UPath
 
-from storage.errors import CorruptionError, MissingError
-from storage.manifest import (
+from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.manifest import (
     damaged_files,
     digest_of,
     is_complete,
@@ -100,7 +100,7 @@ def test_a_removed_artifact_is_gone(directory):
 
 
 def test_a_relative_directory_has_the_same_files_as_an_absolute_one(directory, monkeypatch, tmp_path):
-    from storage.layout import location
+    from trackstar.storage.layout import location
 
     monkeypatch.chdir(tmp_path)
     _write(location("here/things/0123456789abcdef"))

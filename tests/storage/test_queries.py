@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from storage.errors import InputError
-from storage.queries import Query, queries_digest, read_queries
+from trackstar.storage.errors import InputError
+from trackstar.storage.queries import Query, queries_digest, read_queries
 
 GOOD = {"id": "q1", "prompt": "The capital of France is", "completion": " Paris"}
 

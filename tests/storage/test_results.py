@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from upath import UPath
 
-from storage.errors import CorruptionError, MissingError
-from storage.results import (
+from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.results import (
     RESULT_SCHEMA,
     read_json,
     read_proponents,

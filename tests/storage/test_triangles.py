@@ -3,9 +3,9 @@ import pytest
 import zarr
 from upath import UPath
 
-from storage import triangles
-from storage.errors import CorruptionError
-from storage.triangles import create_triangles, read_lower, symmetric, write_lower
+from trackstar.storage import triangles
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.triangles import create_triangles, read_lower, symmetric, write_lower
 
 NAME = "matrices.zarr"
 

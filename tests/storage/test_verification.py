@@ -3,8 +3,8 @@ import json
 import pytest
 from upath import UPath
 
-from storage.manifest import new_artifact, require_manifest
-from storage.verification import findings, remove_damaged
+from trackstar.storage.manifest import new_artifact, require_manifest
+from trackstar.storage.verification import findings, remove_damaged
 
 
 @pytest.fixture

@@ -1,0 +1,139 @@
+"""A few documents of a corpus through the pipeline itself, into a scratch directory: what did that take?"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import polars as pl
+import torch
+from numpy import ndarray
+
+from trackstar.storage.corpus import CorpusFile, CorpusShard, plan_shards, read_documents
+from trackstar.storage.errors import InputError
+from trackstar.storage.gradients import StoreDtype
+from trackstar.storage.layout import DOCUMENTS, location
+from trackstar.tasks.index.corpus import CorpusConfig
+from trackstar.tasks.index.shards import ShardRequest, chunk_rows, index_shard
+from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
+from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.numerics.batching import batches, pad, windows
+from trackstar.tasks.numerics.estimation import estimation_taps
+from trackstar.tasks.numerics.taps import TappedModel
+from trackstar.tasks.runtime.stage import build
+
+PROBED_SHARDS = 8
+PROBED_BATCHES = 2
+SHORTEST_PROBE_S = 2.0
+GROWTH = 4
+BYTES = {"float32": 4, "float16": 2}
+SCALE_BYTES = CHECKSUM_BYTES = 4
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the documents took.
+
+    Attributes:
+        num_documents: How many there were.
+        num_kept: How many have a gradient.
+        num_tokens: Their tokens.
+        seconds: From reading them to the finished shard, the engine loaded.
+        text_bytes: Of the document table.
+        metadata_bytes: Of a shard, whatever its size.
+        block_dims: Of each block.
+    """
+
+    num_documents: int
+    num_kept: int
+    num_tokens: int
+    seconds: float
+    text_bytes: int
+    metadata_bytes: int
+    block_dims: dict[str, int]
+
+
+def sample_documents(shards: Sequence[CorpusShard], corpus: CorpusConfig) -> pl.DataFrame:
+    """The documents of a few random shards, in random order.
+
+    Raises:
+        InputError: They have none.
+    """
+    rng = np.random.default_rng(0)
+    chosen = [shards[index] for index in rng.permutation(len(shards))[:PROBED_SHARDS]]
+    columns = {"text_column": corpus.text_column, "id_column": corpus.id_column}
+    parts = [batch.documents for shard in chosen for batch in read_documents(shard, batch_size=1024, **columns)]
+    if not sum(map(len, parts)):
+        raise InputError(f"none of {len(chosen)} shards of {len(shards)} has a usable document; check the corpus")
+    documents = pl.concat(parts)
+    return documents[rng.permutation(len(documents))]
+
+
+def probe_indexing(
+    spec: EngineSpec, documents: pl.DataFrame, *, num_tokens: ndarray, dtype: StoreDtype, clock: Clock
+) -> Probe:
+    """Index the first documents; if that took too little time to be measured, again with more."""
+    ends, wanted = np.cumsum(num_tokens), PROBED_BATCHES * spec.model.token_budget
+    while True:
+        count = min(int(np.searchsorted(ends, wanted)) + 1, len(documents))
+        probe = _index(spec, documents[:count], dtype=dtype, clock=clock)
+        if probe.seconds >= SHORTEST_PROBE_S or count == len(documents):
+            return probe
+        wanted *= GROWTH
+
+
+def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, clock: Clock) -> float:
+    """Seconds a token of an estimated second moment, from one batch of these documents."""
+    sequences = [ids for ids in tokenize_documents(engine.tokenizer, texts) if len(ids) > 1]
+    matrices = [matrix for block in model_blocks(engine.model, spec.gradient).values() for matrix in block]
+    cut = windows([len(ids) for ids in sequences], context=engine.context)
+    batch = next(batches(cut, token_budget=spec.model.token_budget))
+    tokens, chosen = (
+        torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, [1] * len(sequences))
+    )
+    with TappedModel(engine.model, estimation_taps(matrices, device=engine.device)) as tapped:
+        started = clock()
+        tapped.backward(tokens, chosen)
+        return (clock() - started) / sum(window.num_tokens for window in batch)
+
+
+def gradient_bytes(block_dims: Mapping[str, int], *, num_rows: int, num_kept: int, dtype: StoreDtype) -> int:
+    """Bytes of a shard's chunks: whole ones, each with its checksum, the last one filled up."""
+    rows = max(min(chunk_rows(block_dims), num_rows), 1)
+    widths = [BYTES[dtype] * dims for dims in block_dims.values()]
+    if dtype == "float16":
+        widths.append(SCALE_BYTES * len(block_dims))
+    return ceil(num_kept / rows) * sum(rows * width + CHECKSUM_BYTES for width in widths)
+
+
+def peak_memory_bytes() -> int:
+    """The most this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _index(spec: EngineSpec, documents: pl.DataFrame, *, dtype: StoreDtype, clock: Clock) -> Probe:
+    path = location(spec.index) / f"sample-{len(documents)}.jsonl"
+    lines = (json.dumps(row) for row in documents.select("id", "text").iter_rows(named=True))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    started = clock()
+    (shard,) = plan_shards(CorpusFile(path=str(path), id_prefix=path.name), shard_size=len(documents))
+    artifact = build(index_shard.body, ShardRequest(index=spec.index, engine=spec, shard=shard, dtype=dtype))
+    seconds = clock() - started
+    directory, facts = artifact.path(spec.index), artifact.facts
+    text_bytes = (directory / DOCUMENTS).stat().st_size
+    chunks = gradient_bytes(facts["block_dims"], num_rows=shard.num_rows, num_kept=facts["num_documents"], dtype=dtype)
+    return Probe(
+        num_documents=len(documents),
+        num_kept=facts["num_documents"],
+        num_tokens=facts["num_tokens"],
+        seconds=seconds,
+        text_bytes=text_bytes,
+        metadata_bytes=directory.fs.du(directory.path) - chunks - text_bytes,
+        block_dims=facts["block_dims"],
+    )

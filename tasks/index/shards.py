@@ -1,0 +1,156 @@
+"""The stage that costs the most: one shard of the corpus into projected gradients."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from numpy import ndarray
+from pydantic import Field
+
+from trackstar.storage.corpus import CorpusShard, read_documents
+from trackstar.storage.gradients import GradientWriter, StoreDtype
+from trackstar.storage.layout import DOCUMENTS, QUARANTINE
+from trackstar.storage.manifest import Draft
+from trackstar.storage.tables import write_table
+from trackstar.tasks.index.corpus import CorpusConfig
+from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
+from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.numerics.batching import windows
+from trackstar.tasks.runtime.progress import progress
+from trackstar.tasks.runtime.stage import StageRequest, stage
+
+CHUNK_BYTES = 1 << 26  # of one block's rows: large enough for an object store, small enough to hold a few
+LARGEST_CHUNK_ROWS = 512
+
+REJECTED_SCHEMA = {"row": pl.UInt64, "id": pl.String, "reason": pl.String}
+
+
+class ShardRequest(StageRequest):
+    """One corpus shard to be turned into gradients."""
+
+    kind: ClassVar[str] = "shards"
+    version: ClassVar[int] = 2
+
+    engine: EngineSpec
+    shard: CorpusShard
+    text_column: str = "text"
+    id_column: str = "id"
+    extra_columns: tuple[str, ...] = ()
+    dtype: StoreDtype = Field("float32", description="Precision of the store.")
+
+    @property
+    def label(self) -> str:
+        first, last = self.shard.first_row, self.shard.first_row + self.shard.num_rows - 1
+        return f"{self.engine.checkpoint.name} on {self.shard.id_prefix} rows {first}-{last}"
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine.inputs(),
+            "shard": self.shard.identity,
+            "columns": [self.text_column, self.id_column, *self.extra_columns],
+            "dtype": self.dtype,
+        }
+
+
+def shard_requests(
+    engine: EngineSpec, corpus: CorpusConfig, shards: Sequence[CorpusShard], *, dtype: StoreDtype
+) -> list[ShardRequest]:
+    columns = {
+        "text_column": corpus.text_column,
+        "id_column": corpus.id_column,
+        "extra_columns": corpus.extra_columns,
+    }
+    return [ShardRequest(index=engine.index, engine=engine, shard=shard, dtype=dtype, **columns) for shard in shards]
+
+
+@stage
+def index_shard(request: ShardRequest, draft: Draft) -> None:
+    """Write the projected gradient of every document of one shard; documents that have none are quarantined."""
+    with open_engine(request.engine) as engine:
+        _write_shard(request, draft, engine)
+
+
+def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
+    rows = chunk_rows(engine.block_dims)
+    writer = GradientWriter(
+        draft.path, engine.block_dims, max_rows=request.shard.num_rows, chunk_rows=rows, dtype=request.dtype
+    )
+    tables, rejections = [], []
+    columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
+    with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
+        for batch in read_documents(request.shard, batch_size=rows, **columns):
+            table, rejected, vectors = _document_gradients(engine, batch.documents)
+            writer.append(vectors)
+            tables.append(table)
+            rejections += [batch.rejected, rejected]
+            advance(len(batch.documents) + len(batch.rejected))
+    writer.close()
+    documents = (
+        pl.concat(tables) if tables else _document_table(_no_documents(request.extra_columns), [], np.zeros(0), engine)
+    )
+    quarantine = pl.concat(rejections).sort("row") if rejections else pl.DataFrame(schema=REJECTED_SCHEMA)
+    write_table(draft.path / DOCUMENTS, documents)
+    write_table(draft.path / QUARANTINE, quarantine)
+    draft.facts |= {
+        "num_documents": len(documents),
+        "num_tokens": int(documents["num_tokens"].sum()),
+        "num_quarantined": len(quarantine),
+        "block_dims": engine.block_dims,
+    }
+
+
+def _document_gradients(
+    engine: Engine, documents: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, ndarray]]:
+    """Document table, rejected rows and block vectors of a batch of documents."""
+    sequences = tokenize_documents(engine.tokenizer, documents["text"].to_list()) if len(documents) else []
+    losses, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+    reasons = _reasons(sequences, losses, vectors)
+    kept = np.array([reason is None for reason in reasons], dtype=bool)
+    table = _document_table(documents, sequences, losses, engine).filter(pl.Series(kept, dtype=pl.Boolean))
+    rejected = documents.select("row", "id").with_columns(reason=pl.Series(reasons, dtype=pl.String))
+    if not kept.all():
+        vectors = {name: rows[kept] for name, rows in vectors.items()}
+    return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), vectors
+
+
+def _reasons(sequences: Sequence[Sequence[int]], losses: ndarray, vectors: dict[str, ndarray]) -> list[str | None]:
+    """Why a document has no usable gradient, or None."""
+    finite, nonzero = np.isfinite(losses), np.zeros(len(losses), dtype=bool)
+    for rows in vectors.values():
+        low, high = rows.min(axis=1), rows.max(axis=1)  # of NaN, NaN: two passes, and nothing as large as the rows
+        finite &= np.isfinite(low) & np.isfinite(high)
+        nonzero |= (low != 0) | (high != 0)
+
+    def reason(index: int) -> str | None:
+        if len(sequences[index]) < 2:
+            return f"{len(sequences[index])} token: nothing to predict"
+        if not finite[index]:
+            return "the gradient is not finite"
+        return None if nonzero[index] else "the gradient is zero"
+
+    return [reason(index) for index in range(len(sequences))]
+
+
+def _document_table(
+    documents: pl.DataFrame, sequences: Sequence[Sequence[int]], losses: ndarray, engine: Engine
+) -> pl.DataFrame:
+    lengths = [len(sequence) for sequence in sequences]
+    num_windows = np.bincount(
+        np.array([window.document for window in windows(lengths, context=engine.context)], dtype=np.int64),
+        minlength=len(lengths),
+    )
+    return documents.with_columns(
+        num_tokens=pl.Series(lengths, dtype=pl.UInt32),
+        num_windows=pl.Series(num_windows, dtype=pl.UInt32),
+        loss=pl.Series(losses, dtype=pl.Float64),
+    )
+
+
+def _no_documents(extra_columns: Sequence[str]) -> pl.DataFrame:
+    return pl.DataFrame(schema={"row": pl.UInt64, **dict.fromkeys(("id", "text", *extra_columns), pl.String)})
+
+
+def chunk_rows(block_dims: Mapping[str, int]) -> int:
+    return max(1, min(LARGEST_CHUNK_ROWS, CHUNK_BYTES // (4 * max(block_dims.values()))))

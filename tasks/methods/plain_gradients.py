@@ -1,0 +1,103 @@
+"""A second store of the same documents, for methods that do not divide gradients by √V, or look at other checkpoints.
+
+It is made from the documents that the index holds, so that the corpus need not be there any more, and only when a
+method asks for it. It lies beside the index's own shards and is found again by what determines it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from numpy import ndarray
+
+from trackstar.storage.errors import InputError
+from trackstar.storage.gradients import GradientWriter, StoreDtype
+from trackstar.storage.layout import DOCUMENTS
+from trackstar.storage.manifest import Artifact, Draft
+from trackstar.storage.tables import read_table, write_table
+from trackstar.tasks.index.contents import Index
+from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autocorrelation
+from trackstar.tasks.index.shards import chunk_rows
+from trackstar.tasks.models.checkpoint import Checkpoint
+from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
+from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.runtime.progress import progress
+from trackstar.tasks.runtime.stage import StageRequest, gather, stage
+
+
+class PlainShardRequest(StageRequest):
+    """The documents of one shard of an index, to be turned into gradients of another kind."""
+
+    kind: ClassVar[str] = "plain_shards"
+    version: ClassVar[int] = 1
+
+    engine: EngineSpec
+    documents: Artifact
+    dtype: StoreDtype = "float32"
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine.checkpoint.name} without V on {self.documents.facts['num_documents']} documents"
+
+    def inputs(self) -> dict[str, Any]:
+        return {"engine": self.engine.inputs(), "documents": self.documents.digest, "dtype": self.dtype}
+
+
+def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
+    """The same documents with gradients that are not divided by √V, at the index's checkpoint or at another one.
+
+    It has no R_train; see ``with_autocorrelation``.
+    """
+    changes = {"second_moment": None, "checkpoint": checkpoint or index.engine.checkpoint}
+    engine = index.engine.model_copy(update=changes)
+    if engine == index.engine:
+        return index
+    requests = [PlainShardRequest(index=str(index.path), engine=engine, documents=shard) for shard in index.shards]
+    shards = tuple(gather(write_plain_shard.map(requests)))
+    return index.model_copy(update={"engine": engine, "shards": shards, "autocorrelation": None})
+
+
+def with_autocorrelation(index: Index, *, dask: str) -> Index:
+    """The index with its R_train, where that is feasible."""
+    request = AutocorrelationRequest(index=str(index.path), shards=index.shards, tombstones=index.tombstones, dask=dask)
+    if index.autocorrelation is not None or not request.is_feasible:
+        return index
+    return index.model_copy(update={"autocorrelation": write_autocorrelation(request)})
+
+
+@stage
+def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
+    """Write the gradient of every document of one shard of the index, in the same order."""
+    documents = read_table(request.documents.path(request.index), DOCUMENTS)
+    with open_engine(request.engine) as engine:
+        rows = chunk_rows(engine.block_dims)
+        writer = GradientWriter(
+            draft.path, engine.block_dims, max_rows=len(documents), chunk_rows=rows, dtype=request.dtype
+        )
+        with progress(request.label, total=len(documents), unit="documents") as advance:
+            for part in documents.iter_slices(rows):
+                writer.append(_gradients(engine, part))
+                advance(len(part))
+        writer.close()
+    write_table(draft.path / DOCUMENTS, documents)
+    draft.facts |= {"num_documents": len(documents), "block_dims": engine.block_dims}
+
+
+def _gradients(engine: Engine, documents: pl.DataFrame) -> dict[str, ndarray]:
+    sequences = tokenize_documents(engine.tokenizer, documents["text"].to_list())
+    _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+    _require_usable(documents["id"], sequences, vectors)
+    return vectors
+
+
+def _require_usable(ids: pl.Series, sequences: Sequence[Sequence[int]], vectors: dict[str, ndarray]) -> None:
+    """Every document of the index has a gradient here too; without it a ranking would lack a candidate."""
+    usable = np.array([len(sequence) > 1 for sequence in sequences])
+    for rows in vectors.values():
+        usable &= np.isfinite(rows).all(axis=1)
+    if not usable.all():
+        raise InputError(
+            f"document {ids[int(np.argmin(usable))]!r} has a gradient in the index and none without V; leave out "
+            "the methods no_v, trak, grad_dot and grad_cosine, or remove the document from the corpus"
+        )

@@ -1,0 +1,218 @@
+"""Checkpoints of a training run as they appear: which are whole, in which order, and what has been done with them.
+
+CHECKPOINTS/checkpoint-1000/   what training writes
+INDEXES/checkpoint-1000-1f2e3d4c/            its index, named by the checkpoint and its content
+INDEXES/results/checkpoint-1000-1f2e3d4c/    standing queries: proponents, asked.json, drift.json, drift.html
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+from upath import UPath
+
+from trackstar.storage.errors import InputError, MissingError
+from trackstar.storage.layout import INDEX, location
+from trackstar.storage.manifest import remove_tree
+from trackstar.storage.queries import Query
+from trackstar.storage.results import write_text
+from trackstar.tasks.index.contents import existing_index
+from trackstar.tasks.models.checkpoint import Checkpoint, model_files, read_checkpoint
+from trackstar.tasks.scoring.score_pass import ScoreConfig
+
+RESULTS = "results"
+ASKED = "asked.json"
+TRAINER_STATE = "trainer_state.json"
+TRAINER_NAME = r"checkpoint-\d+"
+NAME_DIGITS = 8
+HEADER_LENGTH_BYTES = 8
+
+
+class Found(BaseModel):
+    """A checkpoint directory; ``missing`` says what a half-written one still lacks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    step: int | None
+    missing: str | None
+
+    @property
+    def name(self) -> str:
+        return location(self.path).name
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        return order_of(self.step, self.name)
+
+
+class Asked(BaseModel):
+    """Which queries a result directory answers, for which checkpoint of which training run, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoints: str
+    name: str
+    step: int | None
+    digest: str
+    queries: tuple[Query, ...]
+    score: ScoreConfig
+
+    @property
+    def order(self) -> tuple[bool, int, str]:
+        return order_of(self.step, self.name)
+
+
+def order_of(step: int | None, name: str) -> tuple[bool, int, str]:
+    """By step; checkpoints that state none come last, by name."""
+    return step is None, step or 0, name
+
+
+def find_checkpoints(directory: str) -> list[Found]:
+    """Every checkpoint below a directory, in the order of training; half-written ones are marked.
+
+    Raises:
+        InputError: There is no such directory.
+    """
+    root = location(directory)
+    if not root.is_dir():
+        raise InputError(f"{directory} is no directory; give the one that training saves its checkpoints in")
+    entries = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    found = [Found(path=str(entry), step=step_of(entry), missing=missing_of(entry)) for entry in entries]
+    return sorted(found, key=lambda checkpoint: checkpoint.order)
+
+
+def step_of(checkpoint: UPath) -> int | None:
+    """The step that trainer_state.json states, else the number the name ends in."""
+    try:
+        return int(json.loads((checkpoint / TRAINER_STATE).read_bytes())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):  # absent or half written: the name says it too
+        number = re.search(r"(?:^|[^0-9A-Za-z]|step)(\d+)$", checkpoint.name)
+        return int(number[1]) if number else None
+
+
+def missing_of(checkpoint: UPath) -> str | None:
+    """What a checkpoint lacks to be whole, judged by its content; None when it lacks nothing."""
+    try:
+        names = model_files(str(checkpoint))
+    except InputError as error:
+        return str(error)
+    if re.fullmatch(TRAINER_NAME, checkpoint.name) and (checkpoint / "training_args.bin").is_file():
+        names.append(TRAINER_STATE)  # the Trainer writes it last
+    problems = (_problem(checkpoint / name) for name in [*names, *_optional(checkpoint)])
+    return next((problem for problem in problems if problem), None)
+
+
+def index_name(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.name}-{checkpoint.digest[:NAME_DIGITS]}"
+
+
+def newest(found: Sequence[Found], keep_last: int | None) -> list[Found]:
+    """The whole checkpoints that an index is kept of."""
+    whole = [checkpoint for checkpoint in found if checkpoint.missing is None]
+    return whole if keep_last is None else whole[-keep_last:]
+
+
+def remove_old_indexes(directory: str, *, checkpoints: str, kept: set[str]) -> list[str]:
+    """Remove the indexes of this checkpoint directory that are not kept; return their names.
+
+    What is no finished index, or is one of a checkpoint from elsewhere, is left alone; so are all results.
+    """
+    removed = []
+    for entry in sorted(location(directory).iterdir(), key=lambda entry: entry.name):
+        index = existing_index(str(entry)) if entry.is_dir() and entry.name not in kept else None
+        if index is None or entry.name != index_name(index.engine.checkpoint):
+            continue
+        if location(index.engine.checkpoint.path).parent == location(checkpoints):
+            (entry / INDEX).unlink()  # first: a half-removed index must not look finished
+            remove_tree(entry)
+            removed.append(entry.name)
+    return removed
+
+
+def asked_of(results: UPath) -> Asked | None:
+    """What a result directory answers, or None if it was never finished."""
+    try:
+        return Asked.model_validate_json((results / ASKED).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def require_asked(results: UPath) -> Asked:
+    """What a finished result directory answers.
+
+    Raises:
+        MissingError: It was never finished.
+    """
+    asked = asked_of(results)
+    if asked is None:
+        raise MissingError(results, "holds no finished answers", "run `trackstar reindex` again")
+    return asked
+
+
+def write_asked(results: UPath, asked: Asked) -> None:
+    write_text(results / ASKED, asked.model_dump_json(indent=1) + "\n")
+
+
+def previous_results(directory: UPath, asked: Asked) -> UPath | None:
+    """The results of the last checkpoint before this one, of the same training run, that was asked anything."""
+    earlier = []
+    for entry in directory.iterdir():
+        other = asked_of(entry)
+        if other is not None and other.checkpoints == asked.checkpoints and other.order < asked.order:
+            earlier.append((other.order, entry))
+    return max(earlier, key=lambda pair: pair[0])[1] if earlier else None
+
+
+def identify(found: Found) -> Checkpoint:
+    """The checkpoint by its content: every byte of its weights is read."""
+    return read_checkpoint(found.path)
+
+
+def _optional(checkpoint: UPath) -> list[str]:
+    return [name for name in ("optimizer.pt", "second_moment.safetensors") if (checkpoint / name).is_file()]
+
+
+def _problem(file: UPath) -> str | None:
+    """What is wrong with one file of a checkpoint."""
+    if not file.is_file():
+        return f"{file.name} is not there yet"
+    try:
+        if file.name.endswith(".safetensors"):
+            _require_whole_safetensors(file)
+        elif file.name.endswith((".bin", ".pt")):
+            _require_whole_archive(file)
+        elif file.name.endswith(".json"):
+            _require_whole_json(file)
+    except ValueError as error:
+        return f"{file.name} is half written: {error}"
+    return None
+
+
+def _require_whole_safetensors(file: UPath) -> None:
+    size_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
+        if header_bytes > size_bytes:
+            raise ValueError(f"its header alone should have {header_bytes} bytes, it has {size_bytes}")
+        header = json.loads(stream.read(header_bytes))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    expected_bytes = HEADER_LENGTH_BYTES + header_bytes + max(ends, default=0)
+    if size_bytes != expected_bytes:
+        raise ValueError(f"it has {size_bytes} bytes and its header declares {expected_bytes}")
+
+
+def _require_whole_archive(file: UPath) -> None:
+    with file.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):  # the directory of a zip file is written last
+            raise ValueError("what torch.save writes last is not there")
+
+
+def _require_whole_json(file: UPath) -> None:
+    content = json.loads(file.read_bytes())
+    shards = content.get("weight_map", {}).values() if isinstance(content, dict) else ()
+    absent = sorted({shard for shard in shards if not (file.parent / shard).is_file()})
+    if absent:
+        raise ValueError(f"{absent[0]}, which it names, is not there yet")

@@ -1,0 +1,37 @@
+"""How long a step took when it was computed: kept beside its artifact, so that a cached run still knows.
+
+Seconds are no part of what an artifact is: no digest covers ``cost.json``, and one that is lost is merely not shown.
+Only what a comparison computes has one; an index holds the same bytes however long it took (``trackstar.tasks.evaluation.costs``).
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from upath import UPath
+
+from trackstar.storage.errors import MissingError
+from trackstar.storage.layout import COST
+from trackstar.storage.results import read_json, write_json
+
+TIMED_KINDS = frozenset(
+    {"queries", "factors", "train_norms", "spectrum", "rankings", "plain_shards", "embeddings", "judgements"}
+)
+SECONDS = "seconds"
+
+
+@contextmanager
+def recorded_cost(kind: str, directory: UPath) -> Iterator[None]:
+    """Time the making of an artifact of one of the kinds that are timed."""
+    start = time.monotonic()
+    yield
+    if kind in TIMED_KINDS:
+        write_json(directory / COST, {SECONDS: round(time.monotonic() - start, 3)})
+
+
+def seconds(directory: UPath) -> float | None:
+    """What an artifact took, or None where it was not timed."""
+    try:
+        return read_json(directory / COST)[SECONDS]
+    except MissingError:
+        return None

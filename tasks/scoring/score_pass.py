@@ -1,0 +1,270 @@
+"""From query gradients to the highest and lowest scores over the whole corpus: one pass over the store."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+from pydantic import BaseModel, ConfigDict, Field
+from upath import UPath
+
+from trackstar.storage.errors import InputError
+from trackstar.storage.gradients import GradientReader
+from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, SPECTRUM
+from trackstar.storage.manifest import Artifact, Draft
+from trackstar.storage.matrices import read_arrays
+from trackstar.storage.results import OPPONENT, PROPONENT
+from trackstar.storage.tables import read_table, write_table
+from trackstar.tasks.index.candidates import Candidates
+from trackstar.tasks.index.curvature import ROWS_AT_ONCE, IndexedShards
+from trackstar.tasks.numerics import mixing, ranking, scores
+from trackstar.tasks.numerics.ranking import Ranked
+from trackstar.tasks.runtime.dask import compute, part, tree_merge
+from trackstar.tasks.runtime.stage import stage
+from trackstar.tasks.scoring.rankings import result_table
+from trackstar.tasks.scoring.spectra import eval_facts, train_facts
+from trackstar.tasks.scoring.whitening import read_factor, read_norms
+
+Rankings = dict[tuple[int, str], Ranked]  # by number of the mixing weight, and PROPONENT or OPPONENT
+
+Whitening = Literal["mixed", "train", "none"]
+
+
+class ScoreConfig(BaseModel):
+    """How gradients become scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Scores")
+
+    whitening: Whitening = Field(
+        "mixed", description="mixed: R = λ R_eval + (1-λ) R_train; train: R_train alone; none: no R."
+    )
+    mixing_weight: float | Literal["auto"] = Field(
+        "auto", description="λ, at least 0 and less than 1; auto: where the spectra of R_eval and R_train cross."
+    )
+    mixing_weights: tuple[float, ...] = Field(
+        (), description="Further λ, scored in the same pass; their results are those of the method NAME@λ."
+    )
+    damping: float = Field(0.1, ge=0, description="Added to R_train, relative to its mean eigenvalue.")
+    unit_norm: bool = Field(True, description="Whether encodings have length 1, so that scores are cosines.")
+    top_k: int = Field(10, ge=0, description="Proponents and opponents of each query; 0: every candidate.")
+
+    def check(self) -> None:
+        """Raise InputError for a λ outside [0, 1), which a form or a command line may well bring."""
+        given = [] if self.mixing_weight == "auto" else [self.mixing_weight]
+        for weight in [*given, *self.mixing_weights]:
+            if not 0 <= weight < 1:
+                raise InputError(f"the mixing weight is {weight:g}; it must be at least 0 and less than 1, or auto")
+        if len(set(map(_label, self.mixing_weights))) < len(self.mixing_weights):
+            raise InputError(f"the mixing weights {self.mixing_weights} name one twice; name each once")
+        if self.mixing_weights and self.whitening != "mixed":
+            raise InputError(
+                f"mixing weights are given and whitening is {self.whitening}, which has none; use --whitening mixed"
+            )
+
+
+class ScoreRequest(IndexedShards):
+    """One query set to be scored against one index."""
+
+    kind: ClassVar[str] = "rankings"
+    version: ClassVar[int] = 4
+
+    method: str
+    config: ScoreConfig
+    queries: Artifact
+    train_norms: Artifact
+    factors: Artifact | None
+    spectrum: Artifact | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} scores of {self.queries.facts['num_queries']} queries"
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            **super().inputs(),
+            "method": self.method,
+            "config": self.config.model_dump(),
+            "queries": self.queries.digest,
+            "factors": self.factors and self.factors.digest,
+        }
+
+
+class Pass(NamedTuple):
+    """What one pass over the store needs to know, the same for every shard."""
+
+    train_norms: UPath
+    mixing_weights: tuple[float, ...]
+    config: ScoreConfig
+
+
+@stage
+def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
+    """Write each query's proponents and opponents, and how λ came about."""
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    spectra = _spectra(request, query_vectors)
+    weight = _mixing_weight(request, spectra)
+    weights = _method_weights(request, weight)
+    candidates = Candidates(request.shards, request.index, request.tombstones)
+    ranked = _rank(request, candidates, query_vectors, weights)
+    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
+    write_table(draft.path / RANKING, result_table(ranked, query_ids=query_ids, candidates=candidates))
+    draft.facts |= {
+        "method": request.method,
+        "mixing_weight": weight.value,
+        "mixing_weights": weights,
+        "crossing_index": weight.crossing_index,
+        "wanted_index": weight.wanted_index,
+        "limited_by": weight.limited_by,
+        "crossing_values": {"R_train": weight.train_value, "R_eval": weight.eval_value},
+        "damping": request.config.damping,
+        "whitening": request.config.whitening,
+        "num_candidates": candidates.num_live,
+        "spectrum": request.spectrum and request.spectrum.name,
+        "queries": request.queries.name,
+        "factors": request.factors and request.factors.name,
+        "train_norms": request.train_norms.name,
+        "spectra": _spectra_facts(spectra, request.config.damping),
+    }
+
+
+def mixing_weights(request: ScoreRequest) -> dict[str, float]:
+    """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+
+
+def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
+    further = {f"{request.method}@{_label(weight)}": weight for weight in request.config.mixing_weights}
+    return {request.method: chosen.value, **further}
+
+
+def _rank(
+    request: ScoreRequest, candidates: Candidates, query_vectors: Mapping[str, ndarray], weights: Mapping[str, float]
+) -> dict[tuple[str, str], Ranked]:
+    """One pass over all shards: the rankings by method, and PROPONENT or OPPONENT."""
+    bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
+    common = pass_of(request, weights)
+    parts = [
+        part(_rank_shard, path, common, bases, start, candidates.withdrawn.get(path))
+        for path, start in candidates.shards()
+    ]
+    (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
+    methods = list(weights)
+    return {(methods[number], kind): best for (number, kind), best in ranked.items()}
+
+
+def pass_of(request: ScoreRequest, weights: Mapping[str, float]) -> Pass:
+    """What every shard of this request's pass is told."""
+    return Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
+
+
+def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
+    """Eigenvalues of R_train and of R_eval as far as the scores rest on them, block by block."""
+    found = {}
+    if request.spectrum is not None:
+        found["R_train"] = read_arrays(request.spectrum.path(request.index), SPECTRUM)
+    if request.config.whitening == "mixed":
+        found["R_eval"] = {block: mixing.eval_spectrum([rows]) for block, rows in query_vectors.items()}
+    return found
+
+
+def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float) -> dict[str, Any]:
+    facts = {"R_train": train_facts(spectra["R_train"], damping)} if "R_train" in spectra else {}
+    return {**facts, "R_eval": eval_facts(spectra["R_eval"])} if "R_eval" in spectra else facts
+
+
+def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:
+    """λ as given, as it follows from the spectra, or 0 where R_eval takes no part."""
+    config = request.config
+    if config.whitening != "mixed":
+        return mixing.MixingWeight(0.0)
+    if config.mixing_weight != "auto":
+        return mixing.MixingWeight(float(config.mixing_weight))
+    try:
+        return mixing.crossing_mixing_weight(
+            *(np.concatenate(list(spectra[name].values())) for name in ("R_train", "R_eval")),
+            num_dims=sum(request.block_dims.values()),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _label(weight: float) -> str:
+    return f"{weight:g}"
+
+
+def query_bases(request: IndexedShards, factors: UPath | None, query_vectors: Mapping[str, ndarray]) -> dict[str, Any]:
+    """Every block's basis, to be computed on the workers and kept there: each shard needs all of them."""
+    return {block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims}
+
+
+def _basis(factors: UPath | None, block: str, query_vectors: ndarray) -> scores.QueryBasis:
+    return scores.query_basis(read_factor(factors, block), query_vectors)
+
+
+def _rank_shard(
+    path: UPath,
+    common: Pass,
+    bases: Mapping[str, scores.QueryBasis],
+    first_position: int,
+    withdrawn: ndarray | None,
+) -> Rankings:
+    """The shard's own best and worst candidates of every query; of all others nothing is kept."""
+    parts: list[Rankings] = []
+    for rows, influence in shard_influences(path, common, bases, withdrawn):
+        positions = first_position + rows
+        parts.append(
+            {
+                (number, kind): ranking.best(
+                    of_weight.T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
+                )
+                for number, of_weight in enumerate(influence)
+                for kind in (PROPONENT, OPPONENT)
+            }
+        )
+    return _merge(parts, common.config.top_k or None)
+
+
+def shard_influences(
+    path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis], withdrawn: ndarray | None
+) -> Iterator[tuple[ndarray, ndarray]]:
+    """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
+    reader = GradientReader(path)
+    train_norms, norms = read_norms(common.train_norms, path)
+    readouts = [scores.Readout(basis) for basis in bases.values()]
+    for start in range(0, reader.num_rows, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, reader.num_rows)
+        coordinates = [
+            _coordinates(readout, reader.row_parts(block, start, stop), train_norms[:, column], norms[:, column])
+            for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))
+        ]
+        influences = scores.influences(
+            coordinates,
+            train_norms[start:stop],
+            list(bases.values()),
+            mixing_weights=common.mixing_weights,
+            unit_norm=common.config.unit_norm,
+        )
+        rows = np.arange(start, stop)
+        if withdrawn is not None:
+            rows = np.setdiff1d(rows, withdrawn, assume_unique=True)
+        yield rows, influences[:, rows - start]
+
+
+def _coordinates(
+    readout: scores.Readout, parts: Iterable[tuple[int, ndarray]], train_norms: ndarray, norms: ndarray
+) -> ndarray:
+    """t [n r] of rows that come a few at a time, by the norms of all rows of their shard."""
+    found = []
+    for first, rows in parts:
+        here = slice(first, first + len(rows))
+        found.append(readout(rows, train_norms=train_norms[here], norms=norms[here]))
+    return np.concatenate(found)
+
+
+def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
+    return {
+        key: ranking.merge([ranked[key] for ranked in parts], top_k=top_k, largest=key[1] == PROPONENT)
+        for key in parts[0]
+    }

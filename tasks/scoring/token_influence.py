@@ -1,0 +1,201 @@
+"""The tokens that carry each shown proponent's score: one more forward and backward pass of those few documents."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy import ndarray
+from pydantic import BaseModel, ConfigDict, Field
+
+from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, location
+from trackstar.storage.manifest import Artifact, Draft
+from trackstar.storage.matrices import read_arrays
+from trackstar.storage.results import PROPONENT
+from trackstar.storage.tables import read_table, write_table
+from trackstar.tasks.index.contents import Index, shard_texts
+from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, open_engine
+from trackstar.tasks.numerics.batching import batches, pad, windows
+from trackstar.tasks.numerics.curvature import squared_norms, whiten
+from trackstar.tasks.numerics.scores import query_basis
+from trackstar.tasks.numerics.token_influence import TokenInfluence, candidate_norms, query_readout
+from trackstar.tasks.runtime.progress import progress
+from trackstar.tasks.runtime.stage import stage
+from trackstar.tasks.scoring.score_pass import ScoreConfig
+from trackstar.tasks.scoring.whitening import read_factor
+
+SCHEMA = {
+    "query_id": pl.String,
+    "candidate_id": pl.String,
+    "position": pl.UInt32,
+    "start": pl.UInt32,  # of the token in the text, in characters; a special token has none of them
+    "stop": pl.UInt32,
+    "share": pl.Float64,
+}
+
+
+class TokenInfluenceConfig(BaseModel):
+    """Whose tokens are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Token influence")
+
+    num_proponents: int = Field(5, ge=0, description="Proponents of each query that are read; 0: none, skip it.")
+
+
+class TokenInfluenceRequest(IndexedShards):
+    """The first proponents of a gradient method's ranking, to be read token by token."""
+
+    kind: ClassVar[str] = "token_influence"
+    version: ClassVar[int] = 1
+
+    engine: EngineSpec
+    queries: Artifact
+    ranking: Artifact
+    unit_norm: bool
+    config: TokenInfluenceConfig
+
+    @property
+    def label(self) -> str:
+        return f"tokens of {self.config.num_proponents} proponents of {self.queries.facts['num_queries']} queries"
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            **super().inputs(),
+            "engine": self.engine.inputs(),
+            "queries": self.queries.digest,
+            "ranking": self.ranking.digest,
+            "unit_norm": self.unit_norm,
+            "config": self.config.model_dump(),
+        }
+
+
+def token_request(
+    index: Index, encoded: Artifact, ranking: Artifact, score: ScoreConfig, config: TokenInfluenceConfig
+) -> TokenInfluenceRequest:
+    """What it takes to read the proponents of a ranking that was scored with these settings."""
+    return TokenInfluenceRequest(
+        index=str(index.path),
+        shards=index.shards,
+        engine=index.engine,
+        queries=encoded,
+        ranking=ranking,
+        unit_norm=score.unit_norm,
+        config=config,
+    )
+
+
+class _Readouts(NamedTuple):
+    """How queries read candidates: w per block [q d], and what a score is divided by [n q]."""
+
+    blocks: dict[str, ndarray]
+    norms: ndarray
+
+
+@stage
+def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
+    """Write query_id, candidate_id, position, start, stop, share: the shares of a proponent's tokens are its score."""
+    method = request.ranking.facts["method"]  # a sweep of λ has others beside it
+    ranking = read_table(request.ranking.path(request.index), RANKING).filter(pl.col("method") == method)
+    wanted = ranking.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= request.config.num_proponents))
+    queries_of = dict(wanted.group_by("candidate_id", maintain_order=True).agg("query_id").iter_rows())
+    texts = shard_texts(request.shard_paths, set(queries_of))
+    with open_engine(request.engine) as engine:
+        encoded = engine.tokenizer(
+            [texts[name] for name in queries_of], return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        readouts = _readouts(request, engine, encoded["input_ids"])
+        with progress(request.label, total=len(queries_of), unit="documents") as advance:
+            tables = _tables(request, engine, queries_of, encoded, readouts, advance)
+    table = pl.concat([pl.DataFrame(schema=SCHEMA), *tables])
+    write_table(draft.path / TOKEN_INFLUENCE, table)
+    draft.facts |= {
+        **request.config.model_dump(),
+        "method": method,
+        "num_documents": len(queries_of),
+        "largest_difference": _largest_difference(table, wanted),
+    }
+
+
+def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequence[Sequence[int]]) -> _Readouts:
+    """Every query's w in every block, and ‖G_m‖ ‖G_q‖ of every pair; 1 where scores are not normalised."""
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+    facts = request.ranking.facts
+    weight, factors = facts["mixing_weight"], facts["factors"] and location(request.index) / facts["factors"]
+    num_queries = request.queries.facts["num_queries"]
+    blocks, m_norms, q_norms = {}, np.zeros(len(sequences)), np.zeros(num_queries)
+    for block, phi in vectors.items():
+        C = read_factor(factors, block)
+        basis = query_basis(C, query_vectors[block])
+        blocks[block], norms = query_readout(basis, range(num_queries), mixing_weight=weight)
+        q_norms += norms
+        psi_norms = squared_norms(phi if C is None else whiten(C, phi))
+        m_norms += candidate_norms(phi, psi_norms, basis, mixing_weight=weight)
+    product = np.sqrt(np.outer(m_norms, q_norms))
+    return _Readouts(blocks, product if request.unit_norm else np.ones_like(product))
+
+
+def _tables(
+    request: TokenInfluenceRequest,
+    engine: Engine,
+    queries_of: Mapping[str, Sequence[str]],
+    encoded: Mapping[str, Any],
+    readouts: _Readouts,
+    advance: Any,
+) -> list[pl.DataFrame]:
+    query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
+    number = {query_id: row for row, query_id in enumerate(query_ids)}
+    reader = TokenInfluence(engine.model, block_projections(engine.model, request.engine, device=engine.device))
+    tables = []
+    with reader:
+        for row, (candidate_id, asked) in enumerate(queries_of.items()):
+            chosen = [number[query_id] for query_id in asked]
+            of_queries = {name: torch.from_numpy(values[chosen]) for name, values in readouts.blocks.items()}
+            shares = _document_shares(reader, engine, encoded["input_ids"][row], of_queries, request.engine)
+            shares /= readouts.norms[row, chosen]
+            offsets = encoded["offset_mapping"][row]
+            tables += [
+                _table(query_id, candidate_id, offsets, column)
+                for query_id, column in zip(asked, shares.T, strict=True)
+            ]
+            advance(1)
+    return tables
+
+
+def _document_shares(
+    reader: TokenInfluence,
+    engine: Engine,
+    ids: Sequence[int],
+    readouts: Mapping[str, torch.Tensor],
+    spec: EngineSpec,
+) -> ndarray:
+    """[t q] of a document of any length; the token that two windows share has a part in both."""
+    num_queries = len(next(iter(readouts.values())))
+    shares = np.zeros((len(ids), num_queries))
+    for batch in batches(windows([len(ids)], context=engine.context), token_budget=spec.model.token_budget):
+        tokens, targets = (torch.from_numpy(array).to(engine.device) for array in pad(batch, [ids], [1]))
+        for window, found in zip(batch, reader(tokens, targets, readouts).cpu().numpy(), strict=True):
+            shares[window.start : window.stop] += found[: window.num_tokens]
+    return shares
+
+
+def _table(query_id: str, candidate_id: str, offsets: Sequence[tuple[int, int]], shares: ndarray) -> pl.DataFrame:
+    starts, stops = zip(*offsets, strict=True)
+    columns = {
+        "query_id": [query_id] * len(shares),
+        "candidate_id": [candidate_id] * len(shares),
+        "position": range(len(shares)),
+        "start": starts,
+        "stop": stops,
+        "share": shares,
+    }
+    return pl.DataFrame(columns, schema=SCHEMA)
+
+
+def _largest_difference(table: pl.DataFrame, wanted: pl.DataFrame) -> float:
+    """Between a score and the sum of its shares: what the store's precision and rounding leave."""
+    place = ["query_id", "candidate_id"]
+    sums = wanted.join(table.group_by(place).agg(pl.col("share").sum()), on=place)
+    return float((sums["score"] - sums["share"]).abs().max() or 0.0)

@@ -1,0 +1,44 @@
+"""An index on object storage against the same index in a directory, with a real S3 server on the loopback address."""
+
+import gc
+import os
+
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+from upath import UPath
+
+from tests.scoring.test_score_pass import gradients, in_this_process, rank  # noqa: F401  (the first two are fixtures)
+from trackstar.storage.manifest import damaged_files, is_complete, remove_tree
+
+# botocore and aiohttp close sockets when they are collected
+pytestmark = pytest.mark.filterwarnings("default", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket's URL; where the server is and who asks is in the environment, as for any S3 client."""
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", f"{os.environ.get('NO_PROXY', '')},127.0.0.1")
+    name = f"trackstar-{port}"  # the servers of one process share their buckets
+    UPath(f"s3://{name}").fs.mkdir(name)
+    yield f"s3://{name}"
+    S3FileSystem.clear_instance_cache()  # or the next test would ask this server
+    gc.collect()  # what the clients leave unclosed is to be found here, not in another test
+    s3.stop()
+
+
+def test_ranking_from_an_object_store_is_that_of_a_directory(gradients, in_this_process, bucket):  # noqa: F811
+    index = UPath(f"{bucket}/index")
+    assert rank(index, gradients).equals(in_this_process)
+    shard = index / "shards" / "0"
+    assert damaged_files(shard) == []
+    remove_tree(shard)
+    assert not is_complete(shard, {"name": "0"})
+    assert not shard.fs.find(shard.path)

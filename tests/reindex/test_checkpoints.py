@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import pytest
+from upath import UPath
+
+from trackstar.storage.errors import InputError
+from trackstar.tasks.reindex.checkpoints import (
+    Asked,
+    find_checkpoints,
+    newest,
+    previous_results,
+    remove_old_indexes,
+    write_asked,
+)
+from trackstar.tasks.scoring.score_pass import ScoreConfig
+
+
+def copy(checkpoint, directory, **state):
+    shutil.copytree(checkpoint, directory)
+    if state:
+        (directory / "trainer_state.json").write_text(json.dumps(state))
+    return directory
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def test_checkpoints_come_in_the_order_of_their_steps_and_then_by_name(llama, tmp_path):
+    for name, state in (("step-1000", {}), ("step-200", {}), ("late", {"global_step": 3000}), ("b", {}), ("a", {})):
+        copy(llama, tmp_path / name, **state)
+    found = find_checkpoints(str(tmp_path))
+    assert [checkpoint.name for checkpoint in found] == ["step-200", "step-1000", "late", "a", "b"]
+    assert [checkpoint.step for checkpoint in found] == [200, 1000, 3000, None, None]
+    assert [checkpoint.name for checkpoint in newest(found, 2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.json", "optimizer.pt", "trainer_state.json"]
+)
+def test_a_checkpoint_whose_last_bytes_are_not_there_is_half_written(llama, tmp_path, file):
+    checkpoint = copy(llama, tmp_path / "checkpoint-7", global_step=7)
+    (checkpoint / "training_args.bin").write_bytes(b"")
+    assert find_checkpoints(str(tmp_path))[0].missing is None
+    cut(checkpoint / file)
+    (found,) = find_checkpoints(str(tmp_path))
+    assert file in found.missing
+    assert newest([found], None) == []
+
+
+def test_a_checkpoint_that_is_still_without_weights_state_or_a_named_shard_is_half_written(llama, tmp_path):
+    copy(llama, tmp_path / "no-weights")
+    (tmp_path / "no-weights" / "model.safetensors").unlink()
+    (copy(llama, tmp_path / "checkpoint-1") / "training_args.bin").write_bytes(b"")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (copy(llama, tmp_path / "sharded") / "model.safetensors.index.json").write_text(json.dumps(index))
+    reasons = {checkpoint.name: checkpoint.missing for checkpoint in find_checkpoints(str(tmp_path))}
+    assert "no weights" in reasons["no-weights"]
+    assert "trainer_state.json is not there yet" in reasons["checkpoint-1"]
+    assert "model-2.safetensors" in reasons["sharded"]
+
+
+def test_what_is_no_index_of_these_checkpoints_is_never_removed(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "step-1-01234567").mkdir()
+    assert remove_old_indexes(str(tmp_path), checkpoints=str(tmp_path / "runs"), kept=set()) == []
+    assert {entry.name for entry in tmp_path.iterdir()} == {"notes", "step-1-01234567"}
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no directory"):
+        find_checkpoints(str(tmp_path / "absent"))
+
+
+def test_drift_is_measured_against_the_last_earlier_checkpoint_of_the_same_training_run(tmp_path):
+    def asked(checkpoints, step):
+        name = f"step-{step}"
+        return Asked(checkpoints=checkpoints, name=name, step=step, digest="", queries=(), score=ScoreConfig())
+
+    for checkpoints, step in (("a", 1), ("a", 3), ("b", 2)):
+        (tmp_path / f"{checkpoints}{step}").mkdir()
+        write_asked(UPath(tmp_path) / f"{checkpoints}{step}", asked(checkpoints, step))
+    assert previous_results(UPath(tmp_path), asked("a", 3)).name == "a1"
+    assert previous_results(UPath(tmp_path), asked("b", 4)).name == "b2"
+    assert previous_results(UPath(tmp_path), asked("b", 2)) is None
