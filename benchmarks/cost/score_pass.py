@@ -5,7 +5,8 @@
     pass      the scores of all documents for all queries and λ, and the best and worst of them
     direct    the mixed R factored and the corpus whitened by it again, as a method without a low-rank form has to
 
-    python -m benchmarks.cost.score_pass --index DIR [--documents 20000] [--blocks 16] [--dims 4096] [--rounds 3] [--direct]
+    python -m benchmarks.cost.score_pass --index DIR [--documents 20000] [--blocks 16] [--dims 4096]
+                                         [--rounds 3] [--direct]
 
 Variants take turns in each round; reported are medians of CPU seconds, and of ratios within a round. The direct route
 runs once, and its scores are compared with those of the pass.

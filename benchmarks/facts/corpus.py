@@ -1,7 +1,7 @@
 """The corpus of the fact-tracing benchmark: real facts, each stated a designed number of times.
 
-Source of every fact: the package ``countryinfo`` 1.0.1 (MIT licence), through ``trackstar.tasks.demo.corpus``, which leaves out
-countries whose entry is dated or disputed; what a country's provinces are is taken as the package has it.
+Source of every fact: the package ``countryinfo`` 1.0.1 (MIT licence), through ``trackstar.tasks.demo.corpus``, which
+leaves out countries whose entry is dated or disputed; what a country's provinces are is taken as the package has it.
 
     kind        what the document is
     statement   states a queried fact, in one of the paraphrases; how many there are is what the benchmark varies

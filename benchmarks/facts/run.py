@@ -1,6 +1,7 @@
 """Claim: BM25 finds the passages that state a fact, TrackStar those that a further training step is served by.
 
-    python -m benchmarks.facts.run [--out DIR] [--seeds 0,1,2] [--methods a,b,...] [--dense-encoder DIR] [--results FILE]
+    python -m benchmarks.facts.run [--out DIR] [--seeds 0,1,2] [--methods a,b,...] [--dense-encoder DIR]
+                                   [--results FILE]
 
 A corpus of real facts, each queried one stated 1, 2–3, 4–10 or more than 10 times, a model trained on it from scratch,
 and 240 queries in a phrasing that was never seen about their own fact: every method, by how often the fact occurs and

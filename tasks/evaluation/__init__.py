@@ -1,0 +1,1 @@
+"""Judge rankings, never make them: evidence, metrics, tail-patch, costs."""

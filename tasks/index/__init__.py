@@ -1,0 +1,1 @@
+"""What is done once per checkpoint, before any query: shards, V, R_train, withdrawals, contents."""

@@ -58,7 +58,7 @@ class PlanRequest(BaseModel):
     @property
     def cache_key(self) -> str:
         """By content: a file that was only touched is not planned again."""
-        return f"plan-v1-{digest_of([self.model_dump(mode='json'), digest_file(location(self.file.path))])}"
+        return f"plan-v2-{digest_of([self.model_dump(mode='json'), digest_file(location(self.file.path))])}"
 
 
 @cached_task

@@ -1,0 +1,1 @@
+"""One file, one method: what ranks documents for queries."""

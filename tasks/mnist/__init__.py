@@ -1,0 +1,1 @@
+"""The equation taken apart on handwritten digits. Only flows import it."""

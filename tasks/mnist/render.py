@@ -5,6 +5,7 @@ The page needs no network and runs no script. Nothing on it is foreign but the n
 
 import json
 from functools import partial
+from pathlib import Path
 
 from trackstar.storage.layout import location
 from trackstar.tasks.evaluation.metrics import Estimate
@@ -12,9 +13,10 @@ from trackstar.tasks.mnist import figures
 from trackstar.tasks.mnist.claims import PUBLISHED, TESTS, Way
 from trackstar.tasks.mnist.model import VARIANTS
 from trackstar.tasks.mnist.results import BothTests, Study
-from trackstar.tasks.report.templating import asset, page_template
+from trackstar.tasks.report.templating import STYLE, asset, page_template
 
 PAGE, NUMBERS = "mnist.html", "mnist.json"
+TEMPLATE = Path(__file__).with_name("mnist.html.j2")
 MINUS = "\N{MINUS SIGN}"
 
 ENCODINGS = {
@@ -48,7 +50,7 @@ def write_report(study: Study, out: str) -> str:
 def render_report(study: Study) -> str:
     """The whole page; the same study gives the same bytes."""
     filters = {"percent": percent, "points": points, "interval": interval}
-    return page_template("mnist.html.j2", filters=filters).render(
+    return page_template(TEMPLATE, filters=filters).render(
         study=study,
         table=study.table(),
         claims=study.claims(),
@@ -68,7 +70,7 @@ def render_report(study: Study) -> str:
         wording=wording,
         at=partial(at, study),
         figures=figures,
-        css=asset("report.css"),
+        css=asset(STYLE),
     )
 
 

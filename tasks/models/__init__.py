@@ -1,0 +1,1 @@
+"""From a checkpoint to gradients; nothing here knows an index."""

@@ -4,6 +4,7 @@ A query is compared when both checkpoints were asked exactly it; its opponents a
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,10 +18,11 @@ from trackstar.storage.results import PROPONENT, read_json, read_proponents, wri
 from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
 from trackstar.tasks.reindex.checkpoints import Asked, require_asked
 from trackstar.tasks.report.artifacts import escape_markdown
-from trackstar.tasks.report.templating import asset, page_template
+from trackstar.tasks.report.templating import STYLE, asset, page_template
 
 DRIFT = "drift.json"
 DRIFT_PAGE = "drift.html"
+TEMPLATE = Path(__file__).with_name("drift.html.j2")
 ARTIFACT_QUERIES = 50
 
 
@@ -97,7 +99,7 @@ def write_drift(drift: Drift, results: UPath) -> None:
 
 def render_drift(drift: Drift) -> str:
     """The report as one page that needs no network; every text in it is escaped."""
-    return page_template("drift.html.j2").render(drift=drift, css=asset("report.css"))
+    return page_template(TEMPLATE).render(drift=drift, css=asset(STYLE))
 
 
 def drift_markdown(drift: Drift) -> str:

@@ -5,17 +5,20 @@ Content-Security-Policy admits exactly the one style sheet and the one script th
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trackstar.tasks.evaluation.costs import STEPS
 from trackstar.tasks.report.data import Curvature, Explanation, Prediction, ReportData
 from trackstar.tasks.report.metrics import EVIDENCE_TEXTS, METRIC_TEXTS, metric_columns, step_effects
 from trackstar.tasks.report.plots import spectrum_plot
-from trackstar.tasks.report.templating import asset, csp_source, page_template
+from trackstar.tasks.report.templating import STYLE, asset, csp_source, page_template
 from trackstar.tasks.report.views import QueryView, ordered_methods, query_views
 
 __all__ = ["Curvature", "Explanation", "Prediction", "ReportData", "render_report"]
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SCRIPT = Path(__file__).with_name("report.js")
 SEARCHABLE_CHARACTERS = 1000
 MINUS = "\N{MINUS SIGN}"
 
@@ -23,9 +26,9 @@ MINUS = "\N{MINUS SIGN}"
 def render_report(data: ReportData) -> str:
     """The whole page; the same data gives the same bytes."""
     views = query_views(data)
-    css, script = asset("report.css"), asset("report.js")
+    css, script = asset(STYLE), asset(SCRIPT)
     curvature = data.curvature
-    template = page_template("report.html.j2", filters={"decimal": decimal, "signed": signed, "fact": fact})
+    template = page_template(TEMPLATE, filters={"decimal": decimal, "signed": signed, "fact": fact})
     return template.render(
         data=data,
         methods=ordered_methods(data.proponents),

@@ -11,13 +11,13 @@ from markupsafe import Markup
 
 from trackstar.tasks.report.passages import visible
 
-TEMPLATES = Path(__file__).parent / "templates"
+STYLE = Path(__file__).with_name("report.css")  # of every page
 
 
-def page_template(name: str, *, filters: Mapping[str, Callable[..., Any]] | None = None) -> Template:
+def page_template(path: Path, *, filters: Mapping[str, Callable[..., Any]] | None = None) -> Template:
     """A template that escapes what it prints, refuses names it does not know, and prints only what HTML can hold."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(path.parent),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_readable,
@@ -25,12 +25,12 @@ def page_template(name: str, *, filters: Mapping[str, Callable[..., Any]] | None
         lstrip_blocks=True,
     )
     environment.filters |= filters or {}
-    return environment.get_template(name)
+    return environment.get_template(path.name)
 
 
-def asset(name: str) -> Markup:
+def asset(path: Path) -> Markup:
     """A style sheet or a script of ours, to be written into a page as it is."""
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    return Markup(path.read_text(encoding="utf-8"))
 
 
 def csp_source(content: str) -> str:

@@ -1,0 +1,1 @@
+"""How work runs and is remembered: stages, costs, progress, Dask, shards."""

@@ -1,7 +1,8 @@
 """How long a step took when it was computed: kept beside its artifact, so that a cached run still knows.
 
 Seconds are no part of what an artifact is: no digest covers ``cost.json``, and one that is lost is merely not shown.
-Only what a comparison computes has one; an index holds the same bytes however long it took (``trackstar.tasks.evaluation.costs``).
+Only what a comparison computes has one; an index holds the same bytes however long it took
+(``trackstar.tasks.evaluation.costs``).
 """
 
 import time

@@ -71,7 +71,7 @@ class StageRequest(BaseModel):
 
     @property
     def cache_key(self) -> str:
-        return f"{self.kind}-v{self.version}-{digest_of([self.index, self.identity()])}"
+        return f"trackstar-{self.kind}-v{self.version}-{digest_of([self.index, self.identity()])}"
 
 
 StageBody = Callable[[Any, Draft], None]

@@ -1,0 +1,1 @@
+"""What is done once per query set: query gradients, whitening, λ, one pass over the store."""

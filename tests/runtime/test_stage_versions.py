@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 # Orchestration and display: no byte of an artifact depends on them.
 NEUTRAL = {
-    "tasks",
+    "trackstar.tasks",
     "trackstar.tasks.runtime.stage",
     "trackstar.tasks.report.artifacts",
     "trackstar.tasks.runtime.progress",
@@ -29,20 +29,20 @@ NEUTRAL = {
 
 
 def stages() -> dict[str, type[StageRequest]]:
-    for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
+    for module in pkgutil.walk_packages(tasks.__path__, "trackstar.tasks."):
         importlib.import_module(module.name)
     return {f"{c.__module__}.{c.__name__}": c for c in subclasses(StageRequest) if hasattr(c, "version")}
 
 
 def subclasses(cls):
     for subclass in cls.__subclasses__():
-        if subclass.__module__.startswith("tasks."):
+        if subclass.__module__.startswith("trackstar.tasks."):
             yield subclass
         yield from subclasses(subclass)
 
 
 def file_of(module: str) -> Path:
-    path = ROOT / module.replace(".", "/")
+    path = ROOT / module.removeprefix("trackstar.").replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
@@ -52,8 +52,9 @@ def sources(module: str, seen: set[str]) -> set[str]:
         return seen
     seen.add(module)
     for node in ast.walk(ast.parse(file_of(module).read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("tasks", "storage"):
-            sources(node.module, seen)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("trackstar.tasks", "trackstar.storage")):
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                sources(name, seen)
     return seen
 
 
@@ -96,6 +97,12 @@ def test_the_numerics_behind_a_stage_are_among_its_sources():
     assert {"trackstar.tasks.numerics.gradients", "trackstar.tasks.numerics.projection"} <= sources(
         "trackstar.tasks.index.shards", set()
     )
+    assert "trackstar.tasks.numerics.mixing" in sources("trackstar.tasks.scoring.score_pass", set())
+
+
+def test_every_room_that_holds_a_stage_was_walked():
+    rooms = {name.split(".")[2] for name in stages()}
+    assert {"index", "scoring", "methods", "evaluation", "mnist", "demo"} <= rooms
 
 
 if __name__ == "__main__":
