@@ -22,6 +22,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from trackstar.storage.errors import CorruptionError
 from trackstar.storage.layout import GRADIENTS
+from trackstar.storage.manifest import cure
+from trackstar.storage.zarr_groups import damage_named, read_group, zarr_store
 
 StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"
@@ -98,16 +100,13 @@ class GradientReader:
 
     def __init__(self, directory: UPath) -> None:
         self._directory = directory
-        try:
-            self._group = zarr.open_group(zarr_store(directory / GRADIENTS), mode="r")
-            self.block_names: list[str] = list(self._group.attrs["blocks"])
-            self._arrays = dict(self._group.arrays())
-        except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged metadata
-            raise self._corruption("zarr.json", f"is missing or damaged ({error})") from error
+        group = read_group(directory, GRADIENTS)
+        self.block_names: list[str] = list(group.attrs["blocks"])
+        self._arrays = dict(group.arrays())
 
     @property
     def num_rows(self) -> int:
-        return self._array(self.block_names[0]).shape[0]
+        return self._arrays[self.block_names[0]].shape[0]
 
     @cached_property
     def _scales(self) -> ndarray:
@@ -118,7 +117,7 @@ class GradientReader:
         """Rows [start, stop) of a block.
 
         Raises:
-            CorruptionError: A chunk is missing or fails its checksum.
+            CorruptionError: A chunk is missing, or is not the one that was written.
         """
         stored = self._stored_rows(block, start, stop)
         if SCALES not in self._arrays:
@@ -154,33 +153,12 @@ class GradientReader:
         stored = self._read(block, start, stop)
         # A chunk holds whole rows and no stored gradient is NaN, so a missing chunk shows in the first column.
         if np.isnan(stored[:, :1]).any():
-            raise self._corruption(block, "lacks rows that were written")
+            raise CorruptionError(self._directory / GRADIENTS / block, "lacks rows", cure(self._directory))
         return stored
 
     def _read(self, name: str, start: int, stop: int) -> ndarray:
-        try:
-            return self._array(name)[start:stop]
-        except (ValueError, TypeError) as error:  # a checksum or a size that does not fit
-            raise self._corruption(name, f"is damaged ({error})") from error
-
-    def _array(self, name: str) -> zarr.Array:
-        if name not in self._arrays:
-            raise self._corruption(name, "is missing or has lost its metadata")
-        return self._arrays[name]
-
-    def _corruption(self, name: str, problem: str) -> CorruptionError:
-        index = self._directory.parent.parent
-        cure = f"run `trackstar verify {index} --repair`, then index again: only this shard is rebuilt"
-        return CorruptionError(self._directory / GRADIENTS / name, problem, cure)
-
-
-def zarr_store(path: UPath) -> object:
-    """What zarr opens: a directory name, or the file system of an object store."""
-    if path.protocol in ("", "file"):
-        return str(path)
-    from zarr.storage import FsspecStore
-
-    return FsspecStore.from_url(str(path), storage_options=dict(path.storage_options))
+        with damage_named(self._directory, f"{GRADIENTS}/{name}"):
+            return self._arrays[name][start:stop]
 
 
 def _parts(num_rows: int) -> Iterator[slice]:

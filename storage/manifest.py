@@ -1,6 +1,7 @@
 """Identity and completion: an artifact exists when its manifest does, and the manifest names what determined its bytes.
 
-An artifact is written to a temporary sibling directory, its manifest last, and then renamed into place. On an
+A manifest holds the digest of its own bytes and one of every file, so that whatever is read is compared with what was
+written. An artifact is written to a temporary sibling directory, its manifest last, and then renamed into place. On an
 object store, where a rename is a copy, files go to their final names at once and the manifest is still the last
 of them: until it is there, the artifact is not. Two writers of one artifact write the same bytes; locally each has a
 sibling directory of its own, and the second to finish gives way.
@@ -14,18 +15,31 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import google_crc32c
+from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
 from trackstar.storage.layout import MANIFEST, location
 from trackstar.storage.locks import held, is_held
+from trackstar.storage.sealed import sealed, unsealed
 
 HASH_BLOCK_BYTES = 1 << 20
+CHECKSUM_BYTES = 4  # of the CRC-32C that a chunk ends with
+CHECKSUM_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that end in their own
+BUILT_BY_INDEX = frozenset({"second_moment", "shards", "grams", "autocorrelation"})
 
 
 class Manifest(BaseModel):
-    """What an artifact is (``identity``), what is known about it (``facts``), and the SHA-256 of each of its files."""
+    """What an artifact is, and what each of its files must hold.
+
+    Attributes:
+        identity: What determined the bytes.
+        facts: What is known about them.
+        files: SHA-256 of each file.
+        chunks: The CRC-32C that each chunk of a Zarr array ends with, as it stands there, in hexadecimal digits: a pass
+            compares it at no cost, where a SHA-256 of every chunk would double what the pass costs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +47,7 @@ class Manifest(BaseModel):
     identity: dict[str, Any]
     facts: dict[str, Any]
     files: dict[str, str]
+    chunks: dict[str, str]
 
     @property
     def digest(self) -> str:
@@ -56,7 +71,18 @@ class Artifact(BaseModel):
     facts: dict[str, Any]
 
     def path(self, index: str) -> UPath:
-        return location(index) / self.name
+        """Its directory, after what lies there was found to be what this refers to.
+
+        Raises:
+            MissingError: Nothing completed lies there.
+            CorruptionError: Another artifact does, or its manifest was changed.
+        """
+        directory = location(index) / self.name
+        found = require_manifest(directory).digest
+        if found != self.digest:
+            problem = f"holds other files than those that were referred to ({found[:16]} and not {self.digest[:16]})"
+            raise CorruptionError(directory, problem, cure(directory))
+        return directory
 
 
 @dataclass
@@ -96,9 +122,10 @@ def read_manifest(directory: UPath) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return Manifest.model_validate_json(text)
-    except ValueError as error:
-        raise CorruptionError(path, "is not a readable manifest", _cure(directory)) from error
+        return Manifest.model_validate(unsealed(text))
+    except ValueError as error:  # a ValidationError is one: sealed by a version that knew other fields
+        problem = "is no manifest of this version" if isinstance(error, ValidationError) else str(error)
+        raise CorruptionError(path, problem, cure(directory)) from error
 
 
 def require_manifest(directory: UPath) -> Manifest:
@@ -128,11 +155,21 @@ def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) ->
     draft.path.mkdir(parents=True, exist_ok=True)
     with held(draft.path) if is_local else nullcontext():
         yield draft
-        files = {name: digest_file(draft.path / name) for name in _file_names(draft.path)}
-        manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files)
-        (draft.path / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
+        write_manifest(draft, kind=kind, identity=identity)
         if is_local:
             _publish(draft.path, directory, identity)
+
+
+def write_manifest(draft: Draft, *, kind: str, identity: Mapping[str, Any]) -> None:
+    """Write down what all files of a draft hold, which completes it."""
+    files, chunks = {}, {}
+    for name in _file_names(draft.path):
+        if _is_chunk(name):
+            files[name], chunks[name] = _chunk_digests(draft.path / name)
+        elif name != MANIFEST:
+            files[name] = digest_file(draft.path / name)
+    manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files, chunks=chunks)
+    (draft.path / MANIFEST).write_bytes(sealed(json.loads(manifest.model_dump_json())))
 
 
 def read_checked(directory: UPath, name: str) -> bytes:
@@ -146,16 +183,22 @@ def read_checked(directory: UPath, name: str) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise CorruptionError(path, "is missing from a completed artifact", _cure(directory)) from None
+        raise CorruptionError(path, "is missing from a completed artifact", cure(directory)) from None
     if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
-        raise CorruptionError(path, "differs from what was written (SHA-256 mismatch)", _cure(directory))
+        raise CorruptionError(path, "differs from what was written (SHA-256 mismatch)", cure(directory))
     return content
 
 
 def damaged_files(directory: UPath) -> list[str]:
     """Names of the files of a completed artifact that are missing or differ from what was written."""
     manifest = require_manifest(directory)
-    return [name for name, digest in manifest.files.items() if not _matches(directory / name, digest)]
+    return [name for name, digest in manifest.files.items() if not matches(directory / name, digest)]
+
+
+def cure(directory: UPath) -> str:
+    """What to do about a damaged artifact."""
+    then = "`trackstar index`" if directory.parent.name in BUILT_BY_INDEX else "the same command"
+    return f"run `trackstar verify {directory.parent.parent} --repair`, then {then} again: only this part is rebuilt"
 
 
 def remove_tree(directory: UPath) -> None:
@@ -170,7 +213,8 @@ def _remove(directory: UPath) -> None:
         directory.fs.rm(directory.path, recursive=True)
 
 
-def _matches(path: UPath, digest: str) -> bool:
+def matches(path: UPath, digest: str) -> bool:
+    """Whether a file is there and has this SHA-256."""
     return path.is_file() and digest_file(path) == digest
 
 
@@ -200,5 +244,12 @@ def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
         remove_tree(directory)
 
 
-def _cure(directory: UPath) -> str:
-    return f"run `trackstar verify {directory.parent.parent} --repair`, then index again: only this part is rebuilt"
+def _is_chunk(name: str) -> bool:
+    return ".zarr/" in name and not name.endswith("/zarr.json")
+
+
+def _chunk_digests(chunk: UPath) -> tuple[str, str]:
+    """SHA-256 of a chunk, and the CRC-32C that it ends with."""
+    content = chunk.read_bytes()
+    assert google_crc32c.value(content) == CHECKSUM_RESIDUE, f"{chunk} does not end in its CRC-32C: Crc32cCodec is last"
+    return hashlib.sha256(content).hexdigest(), content[-CHECKSUM_BYTES:].hex()

@@ -19,10 +19,11 @@ from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from trackstar.storage.errors import CorruptionError
-from trackstar.storage.gradients import zarr_store
+from trackstar.storage.manifest import CHECKSUM_BYTES, cure
+from trackstar.storage.zarr_groups import damage_named, read_group, zarr_store
 
 TILE = 512
-FLOAT64_BYTES, CHECKSUM_BYTES = 8, 4
+FLOAT64_BYTES = 8
 
 
 def create_triangles(path: UPath) -> None:
@@ -60,21 +61,19 @@ def read_lower(directory: UPath, name: str, block: str, *, out: ndarray | None =
     """The lower triangle [d d] of a block, zero above the diagonal; added to ``out`` if that is given.
 
     Raises:
-        CorruptionError: A tile is missing or fails its checksum.
+        CorruptionError: A tile is missing, or is not the one that was written.
     """
-    try:
-        array = zarr.open_group(zarr_store(directory / name), mode="r")[block]
-        total = np.zeros(array.shape) if out is None else out
-        for start, stop in _bounds(len(total), array.chunks[0]):
-            panel = total[start:stop, :stop] if out is None else np.empty((stop - start, stop))
+    array = read_group(directory, name)[block]
+    total = np.zeros(array.shape) if out is None else out
+    for start, stop in _bounds(len(total), array.chunks[0]):
+        panel = total[start:stop, :stop] if out is None else np.empty((stop - start, stop))
+        with damage_named(directory, f"{name}/{block}"):
             array.get_basic_selection((slice(start, stop), slice(stop)), out=NDBuffer.from_numpy_array(panel))
-            if np.isnan(panel[0]).any(where=np.arange(stop) <= start):  # one entry of each tile of the panel at least
-                raise _corruption(directory, name, block, "lacks a part that was written")
-            panel[:, start:] = np.tril(panel[:, start:])
-            if out is not None:
-                total[start:stop, :stop] += panel
-    except (OSError, ValueError, KeyError, TypeError) as error:  # whatever zarr makes of absent or damaged files
-        raise _corruption(directory, name, block, f"is missing or damaged ({error})") from error
+        if np.isnan(panel[0]).any(where=np.arange(stop) <= start):  # one entry of each tile of the panel at least
+            raise CorruptionError(directory / name / block, "lacks a part", cure(directory))
+        panel[:, start:] = np.tril(panel[:, start:])
+        if out is not None:
+            total[start:stop, :stop] += panel
     return total
 
 
@@ -85,8 +84,3 @@ def symmetric(lower: ndarray) -> ndarray:
 
 def _bounds(num_dims: int, tile: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + tile, num_dims)) for start in range(0, num_dims, tile))
-
-
-def _corruption(directory: UPath, name: str, block: str, problem: str) -> CorruptionError:
-    cure = f"run `trackstar verify {directory.parent.parent} --repair`, then the same command again to rebuild it"
-    return CorruptionError(directory / name / block, problem, cure)

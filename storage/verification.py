@@ -1,6 +1,5 @@
 """Every byte of an index against the digests that were taken when it was written."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError
+from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import INDEX, MANIFEST, is_artifact_name
 from trackstar.storage.manifest import damaged_files, read_manifest, remove_tree
 
@@ -57,11 +57,11 @@ def _check(directory: UPath) -> Finding | None:
 
 
 def _check_index(index: UPath) -> Iterator[Finding | None]:
-    """Whether index.json is readable and every artifact it names is the one that lies there."""
+    """Whether index.json is what was written, and every artifact it names is the one that lies there."""
     try:
-        named = list(_named_artifacts(json.loads((index / INDEX).read_bytes())))
-    except ValueError:
-        yield Finding(index / INDEX, "is not readable")
+        named = list(_named_artifacts(read_index_file(index)))
+    except CorruptionError as error:
+        yield Finding(index / INDEX, error.problem)
         return
     for artifact in named:
         directory = index / artifact["name"]
@@ -72,7 +72,7 @@ def _check_index(index: UPath) -> Iterator[Finding | None]:
         if manifest is None:
             yield Finding(directory, f"is named in {INDEX} and is not there")
         elif manifest.digest != artifact["digest"]:
-            yield Finding(index / INDEX, f"names another content of {artifact['name']} than lies there")
+            yield Finding(directory, f"holds other files than those that {INDEX} names")
 
 
 def _named_artifacts(value: Any) -> Iterator[dict[str, Any]]:

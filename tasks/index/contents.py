@@ -1,5 +1,6 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, InputError, MissingError
+from trackstar.storage.index_file import index_bytes, read_index_file
 from trackstar.storage.layout import DOCUMENTS, INDEX, is_artifact_name, location
 from trackstar.storage.locks import is_held
 from trackstar.storage.manifest import Artifact, Manifest, read_manifest, remove_tree
@@ -73,17 +75,15 @@ def read_index(url: str) -> Index:
 
     Raises:
         MissingError: There is none, or it was never finished.
-        CorruptionError: Its index.json cannot be read.
+        InputError: It is of another format version.
+        CorruptionError: Its index.json is not what was written.
     """
-    path = location(url) / INDEX
+    value = read_index_file(location(url))
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(url, "holds no finished index", "build it with `trackstar index`") from None
-    try:
-        found = Index.model_validate_json(content)
+        found = Index.model_validate(value)
     except ValidationError as error:
-        raise CorruptionError(path, "is no readable index", "run `trackstar index` again") from error
+        problem = f"is no index.json of this version ({error.errors()[0]['msg']})"
+        raise CorruptionError(location(url) / INDEX, problem, "run `trackstar index` again") from error
     return found.model_copy(update={"engine": found.engine.model_copy(update={"index": str(location(url))})})
 
 
@@ -163,7 +163,7 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
 
 def write_index(index: Index) -> None:
     """Publish an index, then remove the shards that no longer belong to it, and what rests on what is gone."""
-    write_text(index.path / INDEX, index.model_dump_json(indent=1) + "\n")
+    write_text(index.path / INDEX, index_bytes(json.loads(index.model_dump_json())).decode())
     kept = {location(index.path / shard.name).name for shard in index.shards}
     for directory in list((index.path / SHARDS).iterdir()):
         if directory.name not in kept and not is_held(directory):  # another run may be writing it

@@ -104,9 +104,8 @@ def count_withdrawn(*, index: str, shards: Sequence[Artifact], tombstones: Artif
 
 
 def read_ids(shard: UPath) -> pl.Series:
-    """The ids of a shard's documents; their texts are not read."""
-    with (shard / DOCUMENTS).open("rb") as file:
-        return pl.read_parquet(file, columns=["id"])["id"]
+    """The ids of a shard's documents; their texts are compared with the manifest and not parsed."""
+    return read_table(shard, DOCUMENTS, columns=["id"])["id"]
 
 
 def new_withdrawal(

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from upath import UPath
@@ -5,6 +7,7 @@ from upath import UPath
 from trackstar.storage import gradients
 from trackstar.storage.errors import CorruptionError
 from trackstar.storage.gradients import GradientReader, GradientWriter
+from trackstar.storage.manifest import Draft, write_manifest
 
 DIMS = {"attention.00": 6, "mlp.00": 4}
 
@@ -15,6 +18,7 @@ def _write(path, blocks, *, dtype="float32", chunk_rows=4, max_rows=None):
     for start in range(0, num_rows, 3):  # batches need not be chunks
         writer.append({name: rows[start : start + 3] for name, rows in blocks.items()})
     writer.close()
+    write_manifest(Draft(path), kind="shards", identity={})
 
 
 def _random_blocks(num_rows=10, scale=1.0):
@@ -60,12 +64,38 @@ def test_a_flipped_bit_is_noticed_on_read_and_the_cure_is_named(tmp_path):
     chunk.write_bytes(bytes(content))
     reader = GradientReader(UPath(tmp_path))
     reader.rows("mlp.00", 0, 4)
-    with pytest.raises(CorruptionError, match=r"verify .* --repair"):
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/1/0 differs .* verify .* --repair"):
         reader.rows("mlp.00", 4, 8)
 
 
 def test_a_missing_chunk_is_an_error_and_not_a_row_of_zeros(tmp_path):
     _write(UPath(tmp_path), _random_blocks())
     (tmp_path / "gradients.zarr" / "mlp.00" / "c" / "2" / "0").unlink()
-    with pytest.raises(CorruptionError, match="lacks rows"):
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/2/0 is missing"):
         GradientReader(UPath(tmp_path)).rows("mlp.00", 0, 10)
+
+
+@pytest.mark.parametrize("other", [1, 2], ids=["from another shard", "from another place of the shard"])
+def test_a_chunk_whose_own_checksum_is_right_is_refused_where_it_was_not_written(tmp_path, other):
+    for number in (0, 1):
+        _write(UPath(tmp_path) / str(number), _random_blocks(scale=1 + number))
+    chunks = tmp_path / "0" / "gradients.zarr" / "mlp.00" / "c"
+    taken = tmp_path / "1" / "gradients.zarr" / "mlp.00" / "c" / "0" / "0" if other == 1 else chunks / "1" / "0"
+    shutil.copy(taken, chunks / "0" / "0")
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/0/0 is not the chunk that was written"):
+        GradientReader(UPath(tmp_path) / "0").rows("mlp.00", 0, 4)
+
+
+def test_a_flipped_bit_in_a_shape_is_refused_before_anything_is_allocated(tmp_path):
+    _write(UPath(tmp_path), _random_blocks())
+    metadata = tmp_path / "gradients.zarr" / "mlp.00" / "zarr.json"
+    metadata.write_bytes(metadata.read_bytes().replace(b"10,", b"70,"))
+    with pytest.raises(CorruptionError, match=r"mlp.00/zarr.json differs from what was written"):
+        GradientReader(UPath(tmp_path))
+
+
+def test_a_store_whose_chunks_end_in_no_checksum_is_never_completed(tmp_path):
+    _write(UPath(tmp_path), _random_blocks())
+    (tmp_path / "gradients.zarr" / "mlp.00" / "c" / "0" / "0").write_bytes(b"sixteen bytes...")
+    with pytest.raises(AssertionError, match="does not end in its CRC-32C"):
+        write_manifest(Draft(UPath(tmp_path)), kind="shards", identity={})

@@ -5,6 +5,7 @@ from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
 from trackstar.storage.manifest import (
+    Artifact,
     damaged_files,
     digest_of,
     is_complete,
@@ -92,6 +93,29 @@ def test_an_unreadable_manifest_is_an_error_and_an_absent_one_is_not(directory):
     (directory / "manifest.json").write_text("{")
     with pytest.raises(CorruptionError, match="manifest"):
         read_manifest(directory)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(directory):
+    path = _write(directory) / "manifest.json"
+    content = path.read_bytes()
+    for at in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            with pytest.raises(CorruptionError, match="manifest"):
+                read_manifest(directory)
+
+
+def test_a_reference_leads_only_to_the_files_it_was_made_of(directory, tmp_path):
+    reference = Artifact(name="things/0123456789abcdef", digest=require_manifest(_write(directory)).digest, facts={})
+    index = str(tmp_path / "index")
+    assert reference.path(index) == directory
+    remove_tree(directory)
+    with pytest.raises(MissingError):
+        reference.path(index)
+    with new_artifact(directory, kind="things", identity=IDENTITY) as draft:
+        (draft.path / "file").write_bytes(b"another index's")
+    with pytest.raises(CorruptionError, match=r"0123456789abcdef holds other files .* --repair"):
+        reference.path(index)
 
 
 def test_a_removed_artifact_is_gone(directory):

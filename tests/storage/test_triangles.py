@@ -5,6 +5,7 @@ from upath import UPath
 
 from trackstar.storage import triangles
 from trackstar.storage.errors import CorruptionError
+from trackstar.storage.manifest import Draft, write_manifest
 from trackstar.storage.triangles import create_triangles, read_lower, symmetric, write_lower
 
 NAME = "matrices.zarr"
@@ -22,6 +23,7 @@ def written(directory, num_dims=11):
     matrix = np.random.default_rng(0).normal(size=(num_dims, num_dims))
     matrix = matrix + matrix.T
     write_lower(directory / NAME, "mlp.00", matrix)
+    write_manifest(Draft(directory), kind="autocorrelation", identity={})
     return matrix
 
 
@@ -47,13 +49,21 @@ def test_a_lost_tile_and_a_flipped_bit_are_errors_that_name_the_cure(directory):
     content = bytearray(tile.read_bytes())
     content[9] ^= 4
     tile.write_bytes(bytes(content))
-    with pytest.raises(CorruptionError, match=r"damaged.*--repair"):
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/2/1 differs from what was written.*--repair"):
         read_lower(directory, NAME, "mlp.00")
     (directory / NAME / "mlp.00" / "c" / "1" / "0").unlink()
-    with pytest.raises(CorruptionError, match="lacks a part"):
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/1/0 is missing"):
         read_lower(directory, NAME, "mlp.00")
 
 
 def test_writing_again_what_a_lost_worker_began_is_no_error(directory):
     written(directory)
     np.testing.assert_array_equal(np.tril(written(directory)), read_lower(directory, NAME, "mlp.00"))
+
+
+def test_a_tile_that_a_worker_never_wrote_is_an_error(directory):
+    written(directory)
+    (directory / NAME / "mlp.00" / "c" / "1" / "0").unlink()
+    write_manifest(Draft(directory), kind="autocorrelation", identity={})
+    with pytest.raises(CorruptionError, match=r"mlp.00 lacks a part"):
+        read_lower(directory, NAME, "mlp.00")

@@ -1,8 +1,7 @@
-import json
-
 import pytest
 from upath import UPath
 
+from trackstar.storage.index_file import index_bytes
 from trackstar.storage.manifest import new_artifact, require_manifest
 from trackstar.storage.verification import findings, remove_damaged
 
@@ -16,7 +15,7 @@ def index(tmp_path):
         with new_artifact(directory, kind="shards", identity={"digit": digit}) as draft:
             (draft.path / "file").write_bytes(digit.encode())
         named.append({"name": f"shards/{digit * 16}", "digest": require_manifest(directory).digest, "facts": {}})
-    (root / "index.json").write_text(json.dumps({"shards": named}))
+    (root / "index.json").write_bytes(index_bytes({"shards": named}))
     return root
 
 
@@ -47,7 +46,15 @@ def test_an_artifact_that_index_json_names_and_that_is_gone_is_found(index):
 
 def test_an_unreadable_index_json_is_found(index):
     (index / "index.json").write_text("{")
-    assert _problems(index) == ["is not readable"]
+    assert _problems(index) == ["holds no digest of its own"]
+
+
+def test_an_artifact_of_another_index_under_the_same_name_is_found(index):
+    directory = index / "shards" / ("a" * 16)
+    directory.rename(index / "elsewhere")
+    with new_artifact(directory, kind="shards", identity={"digit": "a"}) as draft:
+        (draft.path / "file").write_bytes(b"sound, and another's")
+    assert _problems(index) == ["holds other files than those that index.json names"]
 
 
 def test_repair_removes_what_is_damaged_and_nothing_else(index):
