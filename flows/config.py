@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from trackstar.storage.codes import StoreAs
 from trackstar.storage.errors import InputError
-from trackstar.storage.gradients import StoreDtype
 from trackstar.storage.layout import location
 from trackstar.storage.queries import Query, read_queries
 from trackstar.tasks.evaluation.entailment import EntailmentConfig, Judge, require_undecided
@@ -63,7 +63,9 @@ class IndexConfig(FlowConfig):
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    store_as: StoreAs = Field(
+        "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
+    )
     curvature: CurvatureConfig = CurvatureConfig()
     shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: str = Field("local", title="Dask", description=DASK_HELP)
@@ -215,7 +217,9 @@ class ReindexConfig(FlowConfig):
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    store_as: StoreAs = Field(
+        "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
+    )
     curvature: CurvatureConfig = CurvatureConfig()
     score: ScoreConfig = ScoreConfig()
     shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)

@@ -40,7 +40,7 @@ def index(config: IndexConfig) -> Index:
         existing=existing and existing.engine,
     )
     engine = bare.model_copy(update={"second_moment": V})
-    requests = shard_requests(engine, config.corpus, corpus_shards, dtype=config.store_dtype)
+    requests = shard_requests(engine, config.corpus, corpus_shards, store_as=config.store_as)
     shards = require_documents(compute_shards(index_shard, requests, where=config.shards_on), index=config.index)
     tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}

@@ -1,33 +1,37 @@
 """The gradient store: one Zarr group a shard, one array a block, one row a document.
 
     gradients.zarr/
-      attention.00   [rows d_b] float32 or float16    chunks [chunk_rows d_b], CRC-32C of every chunk
+      attention.00   [rows w] as the code stores a row      chunks [chunk_rows w], CRC-32C of every chunk
       mlp.00         …
-      scales         [rows blocks] float32            float16 only: a row of a block is stored divided by its scale
+      scales         [rows blocks] float32                  where the code keeps them
 
-A gradient's size varies over many orders of magnitude, more than float16 holds, so each stored row has root mean
-square 1 and its scale beside it. A missing chunk would read as NaN, never as a plausible zero.
+``storage/codes/`` has one file for each way of storing a row. Everything is read as float32.
 """
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
-import torch
 import zarr
 from numpy import ndarray
 from upath import UPath
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from trackstar.storage.errors import CorruptionError
+from trackstar.storage.codes import CODES, StoreAs
 from trackstar.storage.layout import GRADIENTS
-from trackstar.storage.manifest import cure
 from trackstar.storage.zarr_groups import damage_named, read_group, zarr_store
 
-StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"
-ROWS_IN_CACHE = 256  # that a core keeps between being widened and being used
+CHUNK_BYTES = 1 << 23  # of one block's rows: large enough for an object store, small enough to hold a few
+DECODED_BYTES = 1 << 26  # of the same rows as float32
+ROWS_AT_ONCE = 1024
+ROWS_IN_CACHE = 256  # that a core keeps between being decoded and being used
+
+
+def rows_of_a_chunk(block_dims: Mapping[str, int], *, max_rows: int, store_as: StoreAs) -> int:
+    """Rows that a chunk of a shard of at most ``max_rows`` holds, of every block."""
+    dims = max(block_dims.values())
+    return max(1, min(CHUNK_BYTES // CODES[store_as].row_bytes(dims), DECODED_BYTES // (4 * dims), max_rows))
 
 
 class GradientWriter:
@@ -37,35 +41,31 @@ class GradientWriter:
         directory: The artifact's draft directory.
         block_dims: Dimensions of each block, in the order that defines the columns of ``scales``.
         max_rows: An upper bound of the number of rows.
-        chunk_rows: Rows of a chunk.
-        dtype: What is stored.
+        store_as: The code that rows are stored by.
+        chunk_rows: Rows of a chunk; by default as many as ``CHUNK_BYTES`` hold.
     """
 
     def __init__(
-        self, directory: UPath, block_dims: Mapping[str, int], *, max_rows: int, chunk_rows: int, dtype: StoreDtype
+        self,
+        directory: UPath,
+        block_dims: Mapping[str, int],
+        *,
+        max_rows: int,
+        store_as: StoreAs = "float32",
+        chunk_rows: int | None = None,
     ) -> None:
+        self._code = CODES[store_as]
+        self._chunk_rows = chunk_rows or rows_of_a_chunk(block_dims, max_rows=max_rows, store_as=store_as)
         self._group = zarr.open_group(
-            zarr_store(directory / GRADIENTS), mode="w", attributes={"blocks": list(block_dims)}
+            zarr_store(directory / GRADIENTS),
+            mode="w",
+            attributes={"blocks": dict(block_dims), "store_as": store_as},
         )
-        self._dtype, self._chunk_rows = dtype, chunk_rows
-        shapes = dict(block_dims)
-        if dtype == "float16":
-            shapes[SCALES] = len(block_dims)
-        self._arrays = {
-            name: self._group.create_array(
-                name,
-                shape=(max_rows, width),
-                chunks=(min(chunk_rows, max(max_rows, 1)), width),
-                dtype="float32" if name == SCALES else dtype,
-                serializer=BytesCodec(endian="little"),
-                compressors=[Crc32cCodec()],
-                fill_value=float("nan"),
-                dimension_names=("row", "dimension"),
-                config={"write_empty_chunks": True},
-            )
-            for name, width in shapes.items()
-        }
-        self._pending = {name: np.empty((0, dims), np.float32) for name, dims in block_dims.items()}
+        kinds = {name: (self._code.width(dims), self._code.dtype) for name, dims in block_dims.items()}
+        if self._code.has_scales:
+            kinds[SCALES] = (len(block_dims), "float32")
+        self._arrays = {name: self._create(name, max_rows, *kind) for name, kind in kinds.items()}
+        self._pending = {name: np.empty((0, width), dtype) for name, (width, dtype) in kinds.items()}
         self._num_written = 0
 
     @property
@@ -74,8 +74,12 @@ class GradientWriter:
 
     def append(self, vectors: Mapping[str, ndarray]) -> None:
         """Add the next rows of every block."""
+        encoded = {name: self._code.encode(vectors[name]) for name in self._pending if name != SCALES}
+        stored = {name: rows for name, (rows, _) in encoded.items()}
+        if self._code.has_scales:
+            stored[SCALES] = np.stack([scales for _, scales in encoded.values()], axis=1)
         self._pending = {
-            name: np.concatenate([held, vectors[name]]) if len(held) else vectors[name]
+            name: np.concatenate([held, stored[name]]) if len(held) else stored[name]
             for name, held in self._pending.items()
         }
         self._flush((self.num_rows - self._num_written) // self._chunk_rows * self._chunk_rows)
@@ -86,12 +90,24 @@ class GradientWriter:
         for array in self._arrays.values():
             array.resize((self._num_written, array.shape[1]))
 
+    def _create(self, name: str, max_rows: int, width: int, dtype: str) -> zarr.Array:
+        return self._group.create_array(
+            name,
+            shape=(max_rows, width),
+            chunks=(min(self._chunk_rows, max(max_rows, 1)), width),
+            dtype=dtype,
+            serializer=BytesCodec(endian="little") if np.dtype(dtype).itemsize > 1 else BytesCodec(endian=None),
+            compressors=[Crc32cCodec()],
+            fill_value=float("nan") if dtype.startswith("float") else 0,
+            dimension_names=("row", "dimension"),
+            config={"write_empty_chunks": True},
+        )
+
     def _flush(self, count: int) -> None:
         """Write the first ``count`` rows that are held: whole chunks, since part of one would be read and rewritten."""
-        ready = {name: held[:count] for name, held in self._pending.items()}
-        for name, rows in (ready if self._dtype == "float32" else _to_float16(ready)).items():
-            self._arrays[name][self._num_written : self._num_written + count] = rows
-        self._pending = {name: held[count:] for name, held in self._pending.items()}
+        for name, held in self._pending.items():
+            self._arrays[name][self._num_written : self._num_written + count] = held[:count]
+            self._pending[name] = held[count:]
         self._num_written += count
 
 
@@ -101,7 +117,9 @@ class GradientReader:
     def __init__(self, directory: UPath) -> None:
         self._directory = directory
         group = read_group(directory, GRADIENTS)
-        self.block_names: list[str] = list(group.attrs["blocks"])
+        self._dims: dict[str, int] = dict(group.attrs["blocks"])
+        self.block_names = list(self._dims)
+        self.code = CODES[group.attrs["store_as"]]
         self._arrays = dict(group.arrays())
 
     @property
@@ -109,9 +127,9 @@ class GradientReader:
         return self._arrays[self.block_names[0]].shape[0]
 
     @cached_property
-    def _scales(self) -> ndarray:
+    def _scales(self) -> ndarray | None:
         """Of all rows: a small part of what is read, which a read a batch would make slow."""
-        return self._read(SCALES, 0, self.num_rows)
+        return self._read(SCALES, 0, self.num_rows) if self.code.has_scales else None
 
     def rows(self, block: str, start: int, stop: int) -> ndarray:
         """Rows [start, stop) of a block.
@@ -119,42 +137,43 @@ class GradientReader:
         Raises:
             CorruptionError: A chunk is missing, or is not the one that was written.
         """
-        stored = self._stored_rows(block, start, stop)
-        if SCALES not in self._arrays:
+        stored, scales = self.stored(block, start, stop)
+        if self.code.is_plain:
             return stored
-        widened = np.empty(stored.shape, np.float32)
+        decoded = np.empty((len(stored), self._dims[block]), np.float32)
         for part in _parts(len(stored)):
-            _widen(stored[part], self._scales_of(block)[start:stop][part], out=widened[part])
-        return widened
+            self.code.decode(stored[part], None if scales is None else scales[part], decoded[part])
+        return decoded
 
     def row_parts(self, block: str, start: int, stop: int) -> Iterator[tuple[int, ndarray]]:
         """The same rows while they are in a core's cache: a few at a time, each overwritten by the next.
 
         What takes them in turn spares the memory a copy of them all; with each part comes the number of its first row.
         """
-        stored = self._stored_rows(block, start, stop)
-        buffer = np.empty((min(ROWS_IN_CACHE, len(stored)), stored.shape[1]), np.float32)
+        stored, scales = self.stored(block, start, stop)
+        if self.code.is_plain:
+            yield from ((start + part.start, stored[part]) for part in _parts(len(stored)))
+            return
+        buffer = np.empty((min(ROWS_IN_CACHE, len(stored)), self._dims[block]), np.float32)
         for part in _parts(len(stored)):
-            rows = stored[part]
-            if SCALES in self._arrays:
-                rows = buffer[: len(rows)]
-                _widen(stored[part], self._scales_of(block)[start:stop][part], out=rows)
+            rows = buffer[: part.stop - part.start]
+            self.code.decode(stored[part], None if scales is None else scales[part], rows)
             yield start + part.start, rows
 
-    def chunks(self, block: str, *, num_rows: int) -> Iterator[tuple[int, ndarray]]:
-        """All rows of a block, ``num_rows`` at a time, with the index of the first."""
-        for start in range(0, self.num_rows, num_rows):
-            yield start, self.rows(block, start, min(start + num_rows, self.num_rows))
+    def windows(self) -> Iterator[tuple[int, int]]:
+        """Runs [start, stop) of rows to read at a time: whole chunks, since part of one costs as much as all of it."""
+        chunk_rows = self._arrays[self.block_names[0]].chunks[0]
+        step = max(1, ROWS_AT_ONCE // chunk_rows) * chunk_rows
+        return ((start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step))
 
-    def _scales_of(self, block: str) -> ndarray:
-        return self._scales[:, self.block_names.index(block)]
+    def stored(self, block: str, start: int, stop: int) -> tuple[ndarray, ndarray | None]:
+        """Rows [start, stop) of a block as its code stores them, and their scales where it has any.
 
-    def _stored_rows(self, block: str, start: int, stop: int) -> ndarray:
-        stored = self._read(block, start, stop)
-        # A chunk holds whole rows and no stored gradient is NaN, so a missing chunk shows in the first column.
-        if np.isnan(stored[:, :1]).any():
-            raise CorruptionError(self._directory / GRADIENTS / block, "lacks rows", cure(self._directory))
-        return stored
+        Raises:
+            CorruptionError: A chunk is missing, or is not the one that was written.
+        """
+        scales = None if self._scales is None else self._scales[start:stop, self.block_names.index(block)]
+        return self._read(block, start, stop), scales
 
     def _read(self, name: str, start: int, stop: int) -> ndarray:
         with damage_named(self._directory, f"{GRADIENTS}/{name}"):
@@ -163,18 +182,3 @@ class GradientReader:
 
 def _parts(num_rows: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_IN_CACHE, num_rows)) for start in range(0, num_rows, ROWS_IN_CACHE))
-
-
-def _widen(stored: ndarray, scales: ndarray, *, out: ndarray) -> None:
-    """float16 rows times their scales, as float32; torch widens several times as fast as numpy."""
-    torch.from_numpy(out).copy_(torch.from_numpy(stored)).mul_(torch.from_numpy(scales)[:, None])
-
-
-def _to_float16(vectors: Mapping[str, ndarray]) -> dict[str, ndarray]:
-    stored, scales = {}, []
-    for name, rows in vectors.items():
-        scale = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1)).astype(np.float32)
-        scale[scale == 0] = 1.0
-        stored[name] = (rows / scale[:, None]).astype(np.float16)
-        scales.append(scale)
-    return {**stored, SCALES: np.stack(scales, axis=1)}

@@ -29,7 +29,7 @@ from trackstar.flows.config import IndexConfig
 from trackstar.storage.corpus import plan_shards
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autocorrelation
-from trackstar.tasks.index.shards import chunk_rows, index_shard, shard_requests
+from trackstar.tasks.index.shards import batch_documents, index_shard, shard_requests
 from trackstar.tasks.models.checkpoint import read_checkpoint
 from trackstar.tasks.models.engine import EngineSpec, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
@@ -108,7 +108,7 @@ def engine_spec(config: IndexConfig, directory: Path) -> EngineSpec:
 def engine_seconds(spec: EngineSpec, corpus: Path) -> float:
     texts = pl.read_ndjson(corpus)["text"].to_list()
     with open_engine(spec) as opened:
-        rows = chunk_rows(opened.block_dims)
+        rows = batch_documents(opened.block_dims)
         sequences = tokenize_documents(opened.tokenizer, texts)
         started = time.process_time()
         for start in range(0, len(sequences), rows):
@@ -120,7 +120,7 @@ def engine_seconds(spec: EngineSpec, corpus: Path) -> float:
 def shards(spec: EngineSpec, config: IndexConfig) -> tuple[Artifact, ...]:
     (file,) = config.corpus.files()
     planned = list(plan_shards(file, shard_size=config.corpus.shard_size))
-    requests = shard_requests(spec, config.corpus, planned, dtype=config.store_dtype)
+    requests = shard_requests(spec, config.corpus, planned, store_as=config.store_as)
     return tuple(build(index_shard.body, request) for request in requests)
 
 

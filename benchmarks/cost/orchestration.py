@@ -103,7 +103,7 @@ def report_shards(options: argparse.Namespace, shard_size: int) -> None:
         engine = EngineSpec(
             index=directory, checkpoint=checkpoint, model=ModelConfig(), gradient=gradient, second_moment=None
         )
-        return shard_requests(engine, CorpusConfig(paths=(options.corpus,)), shards, dtype="float32")
+        return shard_requests(engine, CorpusConfig(paths=(options.corpus,)), shards, store_as="float32")
 
     checkpoint = read_checkpoint(options.checkpoint)
     plain, run = compare(index_shard, requests_in, rounds=options.rounds)

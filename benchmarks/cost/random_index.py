@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from upath import UPath
 
-from trackstar.storage.gradients import GradientWriter, StoreDtype
+from trackstar.storage.codes import StoreAs
+from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS
 from trackstar.storage.manifest import Artifact, is_complete, new_artifact, require_manifest
 from trackstar.storage.matrices import write_arrays
@@ -26,7 +27,7 @@ from trackstar.tasks.scoring.whitening import (
     write_train_norms,
 )
 
-CHUNK_ROWS = 512
+ROWS_AT_ONCE = 512
 NUM_WORDS, VOCABULARY_SIZE = 30, 20_000  # of a text
 
 
@@ -40,10 +41,10 @@ def random_shards(
     num_documents: int,
     block_dims: dict[str, int],
     shard_size: int = 2048,
-    dtype: StoreDtype = "float16",
+    store_as: StoreAs = "float16",
 ) -> tuple[Artifact, ...]:
     starts = range(0, num_documents, shard_size)
-    return tuple(_shard(index, start, min(shard_size, num_documents - start), block_dims, dtype) for start in starts)
+    return tuple(_shard(index, start, min(shard_size, num_documents - start), block_dims, store_as) for start in starts)
 
 
 def random_queries(index: UPath, num_queries: int, block_dims: dict[str, int]) -> Artifact:
@@ -79,15 +80,15 @@ def through_every_stage(
     run(rank_candidates, ScoreRequest(method="trackstar", config=ScoreConfig(), queries=queries, **whitening))
 
 
-def _shard(index: UPath, start: int, count: int, block_dims: dict[str, int], dtype: StoreDtype) -> Artifact:
+def _shard(index: UPath, start: int, count: int, block_dims: dict[str, int], store_as: StoreAs) -> Artifact:
     name = f"{start:016x}"
-    identity = {"rows": count, "dims": block_dims, "dtype": dtype}
+    identity = {"rows": count, "dims": block_dims, "store_as": store_as}
     if not is_complete(index / "shards" / name, identity):
         with new_artifact(index / "shards" / name, kind="shards", identity=identity) as draft:
-            writer = GradientWriter(draft.path, block_dims, max_rows=count, chunk_rows=CHUNK_ROWS, dtype=dtype)
+            writer = GradientWriter(draft.path, block_dims, max_rows=count, store_as=store_as)
             rng = np.random.default_rng(start)
-            for first in range(0, count, CHUNK_ROWS):
-                rows = min(CHUNK_ROWS, count - first)
+            for first in range(0, count, ROWS_AT_ONCE):
+                rows = min(ROWS_AT_ONCE, count - first)
                 writer.append({block: _rows(rng, rows, dims) for block, dims in block_dims.items()})
             writer.close()
             ids = [f"d{start + row}" for row in range(count)]

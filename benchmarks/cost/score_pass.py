@@ -31,7 +31,6 @@ from trackstar.storage.layout import QUERY_VECTORS
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_arrays
 from trackstar.tasks.index.curvature import (
-    ROWS_AT_ONCE,
     AutocorrelationRequest,
     block_rows,
     read_autocorrelation,
@@ -55,8 +54,8 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 def read_shard(path: UPath) -> None:
     reader = GradientReader(path)
     for block in reader.block_names:
-        for _ in reader.chunks(block, num_rows=ROWS_AT_ONCE):
-            pass
+        for window in reader.windows():
+            reader.rows(block, *window)
 
 
 class Prepared(NamedTuple):
@@ -90,7 +89,10 @@ class Prepared(NamedTuple):
 
 def prepare(index: UPath, options: argparse.Namespace) -> Prepared:
     shards = random_shards(
-        index, num_documents=options.documents, block_dims=blocks(options.blocks, options.dims), dtype=options.dtype
+        index,
+        num_documents=options.documents,
+        block_dims=blocks(options.blocks, options.dims),
+        store_as=options.store_as,
     )
     R = build(write_autocorrelation.body, AutocorrelationRequest(index=str(index), shards=shards))
     return Prepared(index, shards, R, *whitened(index, shards, R, damping=DAMPING))
@@ -158,7 +160,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--blocks", type=int, default=16)
     parser.add_argument("--dims", type=int, default=4096)
-    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--store-as", default="float16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--direct", action="store_true", help="also whiten the corpus again, which takes minutes")
     options = parser.parse_args()

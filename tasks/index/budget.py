@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from threadpoolctl import threadpool_limits
 from upath import UPath
 
+from trackstar.storage.codes import StoreAs
 from trackstar.storage.corpus import CorpusShard, plan_shards
-from trackstar.storage.gradients import StoreDtype
+from trackstar.storage.gradients import ROWS_AT_ONCE
 from trackstar.storage.layout import location
 from trackstar.storage.triangles import lower_bytes
 from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.index.curvature import LARGEST_BLOCK_DIMS, ROWS_AT_ONCE, CurvatureConfig
+from trackstar.tasks.index.curvature import LARGEST_BLOCK_DIMS, CurvatureConfig
 from trackstar.tasks.index.probe import (
     Clock,
     Probe,
@@ -34,7 +35,7 @@ from trackstar.tasks.index.probe import (
     sample_documents,
 )
 from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMomentRequest, write_second_moment
-from trackstar.tasks.index.shards import chunk_rows
+from trackstar.tasks.index.shards import batch_documents
 from trackstar.tasks.models.checkpoint import ModelConfig, read_checkpoint
 from trackstar.tasks.models.engine import Engine, EngineSpec, GradientConfig, model_blocks, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
@@ -57,7 +58,7 @@ class BudgetRequest(BaseModel):
     gradient: GradientConfig
     second_moment: SecondMomentConfig
     curvature: CurvatureConfig = CurvatureConfig()
-    store_dtype: StoreDtype
+    store_as: StoreAs
 
     @property
     def mode(self) -> str:
@@ -116,7 +117,7 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
                 num_tokens = lengths.mean() * min(request.second_moment.sample_size, _num_rows(shards))
                 second_moment_s = loading_s + num_tokens * probe_estimation(engine, spec, texts, clock=clock)
                 second_moment_bytes = _factors_bytes(engine, spec)
-        probe = probe_indexing(spec, documents, num_tokens=lengths, dtype=request.store_dtype, clock=clock)
+        probe = probe_indexing(spec, documents, num_tokens=lengths, store_as=request.store_as, clock=clock)
     dims = probe.block_dims
     num_tokens, num_tokens_error = _total_tokens(lengths, num_documents=_num_rows(shards))
     num_summed = min(request.curvature.sample or _num_rows(shards), _num_rows(shards))
@@ -136,7 +137,7 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
         },
         disk_bytes={
             "second moment": second_moment_bytes,
-            **_shards_disk(shards, probe, dtype=request.store_dtype),
+            **_shards_disk(shards, probe, store_as=request.store_as),
             "R_train": reduction.disk_bytes,
             "sums kept of runs of shards": round(num_sums * reduction.disk_bytes),
         },
@@ -171,10 +172,10 @@ def _total_tokens(lengths: ndarray, *, num_documents: int) -> tuple[float, float
     return float(lengths.mean() * num_documents), float(error)
 
 
-def _shards_disk(shards: Sequence[CorpusShard], probe: Probe, *, dtype: StoreDtype) -> dict[str, int]:
+def _shards_disk(shards: Sequence[CorpusShard], probe: Probe, *, store_as: StoreAs) -> dict[str, int]:
     kept = probe.num_kept / probe.num_documents
     chunks = [
-        gradient_bytes(probe.block_dims, num_rows=s.num_rows, num_kept=round(s.num_rows * kept), dtype=dtype)
+        gradient_bytes(probe.block_dims, num_rows=s.num_rows, num_kept=round(s.num_rows * kept), store_as=store_as)
         for s in shards
     ]
     return {
@@ -185,7 +186,7 @@ def _shards_disk(shards: Sequence[CorpusShard], probe: Probe, *, dtype: StoreDty
 
 def _chunks_to_come(probe: Probe, shards: Sequence[CorpusShard]) -> int:
     """What whole chunks take more than the probe's rows did."""
-    rows = min(chunk_rows(probe.block_dims), max(shard.num_rows for shard in shards))
+    rows = min(batch_documents(probe.block_dims), max(shard.num_rows for shard in shards))
     return HELD_CHUNKS * FLOAT32_BYTES * max(0, rows - probe.num_documents) * sum(probe.block_dims.values())
 
 

@@ -24,7 +24,6 @@ from trackstar.tasks.numerics import curvature
 from trackstar.tasks.runtime.dask import compute, part
 from trackstar.tasks.runtime.stage import StageRequest, gather, stage
 
-ROWS_AT_ONCE = 1024
 LARGEST_BLOCK_DIMS = 20_000  # R of such a block takes 3 GiB in float64
 
 ShardRows = tuple[UPath, ndarray | None]  # a shard and which of its rows, ascending; None: all
@@ -236,8 +235,7 @@ def block_rows(shards: Sequence[ShardRows], block: str) -> Iterator[ndarray]:
     """Rows of a block of some shards, some at a time, in corpus order; windows without a wanted row are not read."""
     for path, wanted in shards:
         reader = GradientReader(path)
-        for start in range(0, reader.num_rows, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, reader.num_rows)
+        for start, stop in reader.windows():
             if wanted is None:
                 yield reader.rows(block, start, stop)
             elif len(chosen := wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]):

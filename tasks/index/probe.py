@@ -12,12 +12,13 @@ import polars as pl
 import torch
 from numpy import ndarray
 
+from trackstar.storage.codes import CODES, StoreAs
 from trackstar.storage.corpus import CorpusFile, CorpusShard, plan_shards, read_documents
 from trackstar.storage.errors import InputError
-from trackstar.storage.gradients import StoreDtype
+from trackstar.storage.gradients import rows_of_a_chunk
 from trackstar.storage.layout import DOCUMENTS, location
 from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.index.shards import ShardRequest, chunk_rows, index_shard
+from trackstar.tasks.index.shards import ShardRequest, index_shard
 from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import batches, pad, windows
@@ -29,8 +30,7 @@ PROBED_SHARDS = 8
 PROBED_BATCHES = 2
 SHORTEST_PROBE_S = 2.0
 GROWTH = 4
-BYTES = {"float32": 4, "float16": 2}
-SCALE_BYTES = CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 
 Clock = Callable[[], float]
 
@@ -75,13 +75,13 @@ def sample_documents(shards: Sequence[CorpusShard], corpus: CorpusConfig) -> pl.
 
 
 def probe_indexing(
-    spec: EngineSpec, documents: pl.DataFrame, *, num_tokens: ndarray, dtype: StoreDtype, clock: Clock
+    spec: EngineSpec, documents: pl.DataFrame, *, num_tokens: ndarray, store_as: StoreAs, clock: Clock
 ) -> Probe:
     """Index the first documents; if that took too little time to be measured, again with more."""
     ends, wanted = np.cumsum(num_tokens), PROBED_BATCHES * spec.model.token_budget
     while True:
         count = min(int(np.searchsorted(ends, wanted)) + 1, len(documents))
-        probe = _index(spec, documents[:count], dtype=dtype, clock=clock)
+        probe = _index(spec, documents[:count], store_as=store_as, clock=clock)
         if probe.seconds >= SHORTEST_PROBE_S or count == len(documents):
             return probe
         wanted *= GROWTH
@@ -102,13 +102,11 @@ def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, 
         return (clock() - started) / sum(window.num_tokens for window in batch)
 
 
-def gradient_bytes(block_dims: Mapping[str, int], *, num_rows: int, num_kept: int, dtype: StoreDtype) -> int:
+def gradient_bytes(block_dims: Mapping[str, int], *, num_rows: int, num_kept: int, store_as: StoreAs) -> int:
     """Bytes of a shard's chunks: whole ones, each with its checksum, the last one filled up."""
-    rows = max(min(chunk_rows(block_dims), num_rows), 1)
-    widths = [BYTES[dtype] * dims for dims in block_dims.values()]
-    if dtype == "float16":
-        widths.append(SCALE_BYTES * len(block_dims))
-    return ceil(num_kept / rows) * sum(rows * width + CHECKSUM_BYTES for width in widths)
+    code, rows = CODES[store_as], rows_of_a_chunk(block_dims, max_rows=num_rows, store_as=store_as)
+    num_arrays = len(block_dims) + code.has_scales
+    return ceil(num_kept / rows) * (rows * sum(map(code.row_bytes, block_dims.values())) + num_arrays * CHECKSUM_BYTES)
 
 
 def peak_memory_bytes() -> int:
@@ -117,17 +115,19 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _index(spec: EngineSpec, documents: pl.DataFrame, *, dtype: StoreDtype, clock: Clock) -> Probe:
+def _index(spec: EngineSpec, documents: pl.DataFrame, *, store_as: StoreAs, clock: Clock) -> Probe:
     path = location(spec.index) / f"sample-{len(documents)}.jsonl"
     lines = (json.dumps(row) for row in documents.select("id", "text").iter_rows(named=True))
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     started = clock()
     (shard,) = plan_shards(CorpusFile(path=str(path), id_prefix=path.name), shard_size=len(documents))
-    artifact = build(index_shard.body, ShardRequest(index=spec.index, engine=spec, shard=shard, dtype=dtype))
+    artifact = build(index_shard.body, ShardRequest(index=spec.index, engine=spec, shard=shard, store_as=store_as))
     seconds = clock() - started
     directory, facts = artifact.path(spec.index), artifact.facts
     text_bytes = (directory / DOCUMENTS).stat().st_size
-    chunks = gradient_bytes(facts["block_dims"], num_rows=shard.num_rows, num_kept=facts["num_documents"], dtype=dtype)
+    chunks = gradient_bytes(
+        facts["block_dims"], num_rows=shard.num_rows, num_kept=facts["num_documents"], store_as=store_as
+    )
     return Probe(
         num_documents=len(documents),
         num_kept=facts["num_documents"],

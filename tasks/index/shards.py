@@ -8,8 +8,9 @@ import polars as pl
 from numpy import ndarray
 from pydantic import Field
 
+from trackstar.storage.codes import StoreAs
 from trackstar.storage.corpus import CorpusShard, read_documents
-from trackstar.storage.gradients import GradientWriter, StoreDtype
+from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS, QUARANTINE
 from trackstar.storage.manifest import Draft
 from trackstar.storage.tables import write_table
@@ -20,8 +21,8 @@ from trackstar.tasks.numerics.batching import windows
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
 
-CHUNK_BYTES = 1 << 26  # of one block's rows: large enough for an object store, small enough to hold a few
-LARGEST_CHUNK_ROWS = 512
+BATCH_BYTES = 1 << 26  # of one block's rows, which are held until they are written
+LARGEST_BATCH = 512
 
 REJECTED_SCHEMA = {"row": pl.UInt64, "id": pl.String, "reason": pl.String}
 
@@ -37,7 +38,7 @@ class ShardRequest(StageRequest):
     text_column: str = "text"
     id_column: str = "id"
     extra_columns: tuple[str, ...] = ()
-    dtype: StoreDtype = Field("float32", description="Precision of the store.")
+    store_as: StoreAs = Field("float32", description="How rows are stored.")
 
     @property
     def label(self) -> str:
@@ -49,19 +50,21 @@ class ShardRequest(StageRequest):
             "engine": self.engine.inputs(),
             "shard": self.shard.identity,
             "columns": [self.text_column, self.id_column, *self.extra_columns],
-            "dtype": self.dtype,
+            "store_as": self.store_as,
         }
 
 
 def shard_requests(
-    engine: EngineSpec, corpus: CorpusConfig, shards: Sequence[CorpusShard], *, dtype: StoreDtype
+    engine: EngineSpec, corpus: CorpusConfig, shards: Sequence[CorpusShard], *, store_as: StoreAs
 ) -> list[ShardRequest]:
     columns = {
         "text_column": corpus.text_column,
         "id_column": corpus.id_column,
         "extra_columns": corpus.extra_columns,
     }
-    return [ShardRequest(index=engine.index, engine=engine, shard=shard, dtype=dtype, **columns) for shard in shards]
+    return [
+        ShardRequest(index=engine.index, engine=engine, shard=shard, store_as=store_as, **columns) for shard in shards
+    ]
 
 
 @stage
@@ -72,14 +75,11 @@ def index_shard(request: ShardRequest, draft: Draft) -> None:
 
 
 def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
-    rows = chunk_rows(engine.block_dims)
-    writer = GradientWriter(
-        draft.path, engine.block_dims, max_rows=request.shard.num_rows, chunk_rows=rows, dtype=request.dtype
-    )
+    writer = GradientWriter(draft.path, engine.block_dims, max_rows=request.shard.num_rows, store_as=request.store_as)
     tables, rejections = [], []
     columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
     with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
-        for batch in read_documents(request.shard, batch_size=rows, **columns):
+        for batch in read_documents(request.shard, batch_size=batch_documents(engine.block_dims), **columns):
             table, rejected, vectors = _document_gradients(engine, batch.documents)
             writer.append(vectors)
             tables.append(table)
@@ -152,5 +152,6 @@ def _no_documents(extra_columns: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame(schema={"row": pl.UInt64, **dict.fromkeys(("id", "text", *extra_columns), pl.String)})
 
 
-def chunk_rows(block_dims: Mapping[str, int]) -> int:
-    return max(1, min(LARGEST_CHUNK_ROWS, CHUNK_BYTES // (4 * max(block_dims.values()))))
+def batch_documents(block_dims: Mapping[str, int]) -> int:
+    """Documents whose gradients are held together."""
+    return max(1, min(LARGEST_BATCH, BATCH_BYTES // (4 * max(block_dims.values()))))

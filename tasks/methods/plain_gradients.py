@@ -11,14 +11,15 @@ import numpy as np
 import polars as pl
 from numpy import ndarray
 
+from trackstar.storage.codes import StoreAs
 from trackstar.storage.errors import InputError
-from trackstar.storage.gradients import GradientWriter, StoreDtype
+from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.index.contents import Index
 from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autocorrelation
-from trackstar.tasks.index.shards import chunk_rows
+from trackstar.tasks.index.shards import batch_documents
 from trackstar.tasks.models.checkpoint import Checkpoint
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
@@ -34,14 +35,14 @@ class PlainShardRequest(StageRequest):
 
     engine: EngineSpec
     documents: Artifact
-    dtype: StoreDtype = "float32"
+    store_as: StoreAs = "float32"
 
     @property
     def label(self) -> str:
         return f"{self.engine.checkpoint.name} without V on {self.documents.facts['num_documents']} documents"
 
     def inputs(self) -> dict[str, Any]:
-        return {"engine": self.engine.inputs(), "documents": self.documents.digest, "dtype": self.dtype}
+        return {"engine": self.engine.inputs(), "documents": self.documents.digest, "store_as": self.store_as}
 
 
 def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
@@ -71,10 +72,8 @@ def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
     """Write the gradient of every document of one shard of the index, in the same order."""
     documents = read_table(request.documents.path(request.index), DOCUMENTS)
     with open_engine(request.engine) as engine:
-        rows = chunk_rows(engine.block_dims)
-        writer = GradientWriter(
-            draft.path, engine.block_dims, max_rows=len(documents), chunk_rows=rows, dtype=request.dtype
-        )
+        rows = batch_documents(engine.block_dims)
+        writer = GradientWriter(draft.path, engine.block_dims, max_rows=len(documents), store_as=request.store_as)
         with progress(request.label, total=len(documents), unit="documents") as advance:
             for part in documents.iter_slices(rows):
                 writer.append(_gradients(engine, part))

@@ -11,7 +11,6 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.candidates import Candidates
-from trackstar.tasks.index.curvature import ROWS_AT_ONCE
 from trackstar.tasks.numerics.tracin import gradient_products
 from trackstar.tasks.runtime.stage import StageRequest, stage
 from trackstar.tasks.scoring.rankings import rank_parts, write_ranking
@@ -67,8 +66,7 @@ def _scores(request: TracInRequest) -> Iterator[ndarray]:
     queries = [read_arrays(artifact.path(request.index), QUERY_VECTORS) for artifact in request.queries]
     for shards in zip(*request.shards, strict=True):
         readers = [GradientReader(shard.path(request.index)) for shard in shards]
-        for start in range(0, readers[0].num_rows, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, readers[0].num_rows)
+        for start, stop in readers[0].windows():
             yield sum(
                 _products(reader, vectors, start, stop, request.unit_norm)
                 for reader, vectors in zip(readers, queries, strict=True)

@@ -17,7 +17,7 @@ from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.index.candidates import Candidates
-from trackstar.tasks.index.curvature import ROWS_AT_ONCE, IndexedShards
+from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.numerics import mixing, ranking, scores
 from trackstar.tasks.numerics.ranking import Ranked
 from trackstar.tasks.runtime.dask import compute, part, tree_merge
@@ -233,8 +233,7 @@ def shard_influences(
     reader = GradientReader(path)
     train_norms, norms = read_norms(common.train_norms, path)
     readouts = [scores.Readout(basis) for basis in bases.values()]
-    for start in range(0, reader.num_rows, ROWS_AT_ONCE):
-        stop = min(start + ROWS_AT_ONCE, reader.num_rows)
+    for start, stop in reader.windows():
         coordinates = [
             _coordinates(readout, reader.row_parts(block, start, stop), train_norms[:, column], norms[:, column])
             for column, (block, readout) in enumerate(zip(bases, readouts, strict=True))

@@ -15,7 +15,7 @@ from trackstar.storage.layout import FACTORS, MATRICES, SPECTRUM, norms_file
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays, write_arrays
 from trackstar.storage.triangles import create_triangles, read_lower, write_lower
-from trackstar.tasks.index.curvature import ROWS_AT_ONCE, IndexedShards, ShardRows, block_factor, block_rows, used_rows
+from trackstar.tasks.index.curvature import IndexedShards, ShardRows, block_factor, block_rows, used_rows
 from trackstar.tasks.numerics import curvature
 from trackstar.tasks.runtime.dask import compute, part
 from trackstar.tasks.runtime.stage import StageRequest, stage
@@ -149,7 +149,9 @@ def _block_norms(shards: Sequence[UPath], factors: UPath | None, block: str) -> 
 
 def _shard_norms(shard: UPath, C: ndarray | None, block: str) -> tuple[ndarray, ndarray]:
     train, plain = [], []
-    for _, rows in GradientReader(shard).chunks(block, num_rows=ROWS_AT_ONCE):
+    reader = GradientReader(shard)
+    for window in reader.windows():
+        rows = reader.rows(block, *window)
         plain.append(curvature.squared_norms(rows))
         train.append(plain[-1] if C is None else curvature.squared_norms(curvature.whiten(C, rows)))
     return np.concatenate(train), np.concatenate(plain)

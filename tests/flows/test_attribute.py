@@ -91,7 +91,7 @@ def test_a_float16_store_changes_scores_by_less_than_a_hundredth(llama, corpus, 
     gradient = {"projection_dim": 4}
     scores = []
     for dtype in ("float32", "float16"):
-        build(tmp_path / dtype, llama, corpus, gradient=gradient, store_dtype=dtype)
+        build(tmp_path / dtype, llama, corpus, gradient=gradient, store_as=dtype)
         scores.append(score(tmp_path / dtype, queries, tmp_path / f"out-{dtype}", mixing_weight=0.9))
     assert not np.array_equal(*scores)  # float16 was used at all
     np.testing.assert_allclose(*scores, atol=1e-2)

@@ -43,7 +43,7 @@ def request(checkpoint, corpus, *, dim=32, mode="auto", dtype="float32") -> Budg
             "model": {"device": "cpu"},
             "gradient": {"projection_dim": dim},
             "second_moment": {"mode": mode},
-            "store_dtype": dtype,
+            "store_as": dtype,
         }
     )
 
@@ -57,7 +57,7 @@ def test_disk_and_tokens_are_predicted(prefect_server, llama, corpus, tmp_path, 
     predicted = predict(request(llama, corpus, mode=mode, dtype=dtype))
     index = build_index(
         tmp_path / "index", llama, corpus, shard_size=SHARD_SIZE, mode=mode,
-        gradient={"projection_dim": 32}, store_dtype=dtype,
+        gradient={"projection_dim": 32}, store_as=dtype,
     )  # fmt: skip
     assert predicted.num_documents == NUM_DOCUMENTS
     # every document of four shards was sampled
@@ -71,7 +71,7 @@ def test_disk_and_tokens_are_predicted(prefect_server, llama, corpus, tmp_path, 
 
 def index_all(spec: EngineSpec, request: BudgetRequest) -> tuple[Artifact, ...]:
     shards = [shard for file in request.corpus.files() for shard in plan_shards(file, shard_size=SHARD_SIZE)]
-    requests = shard_requests(spec, request.corpus, shards, dtype=request.store_dtype)
+    requests = shard_requests(spec, request.corpus, shards, store_as=request.store_as)
     return tuple(build(index_shard.body, shard_request) for shard_request in requests)
 
 

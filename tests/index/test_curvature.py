@@ -22,7 +22,7 @@ def shards(tmp_path):
 
 def write_shard(index, name, rng, count):
     with new_artifact(UPath(index) / "shards" / name, kind="shards", identity={"name": name}) as draft:
-        writer = GradientWriter(draft.path, DIMS, max_rows=count, chunk_rows=4, dtype="float32")
+        writer = GradientWriter(draft.path, DIMS, max_rows=count, chunk_rows=4)
         writer.append({block: rng.normal(size=(count, dims)).astype(np.float32) for block, dims in DIMS.items()})
         writer.close()
         draft.facts |= {"num_documents": count, "block_dims": DIMS}

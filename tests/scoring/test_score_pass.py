@@ -56,7 +56,7 @@ def write_store(index, gradients):
 
 def write_shard(index, name, rows, ids):
     with new_artifact(index / "shards" / name, kind="shards", identity={"name": name}) as draft:
-        writer = GradientWriter(draft.path, DIMS, max_rows=len(ids), chunk_rows=4, dtype="float32")
+        writer = GradientWriter(draft.path, DIMS, max_rows=len(ids), chunk_rows=4)
         writer.append(rows)
         writer.close()
         write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": ids}, schema={"id": pl.String}))

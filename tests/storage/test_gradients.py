@@ -12,9 +12,9 @@ from trackstar.storage.manifest import Draft, write_manifest
 DIMS = {"attention.00": 6, "mlp.00": 4}
 
 
-def _write(path, blocks, *, dtype="float32", chunk_rows=4, max_rows=None):
+def _write(path, blocks, *, store_as="float32", chunk_rows=4, max_rows=None):
     num_rows = len(blocks["mlp.00"])
-    writer = GradientWriter(path, DIMS, max_rows=max_rows or num_rows, chunk_rows=chunk_rows, dtype=dtype)
+    writer = GradientWriter(path, DIMS, max_rows=max_rows or num_rows, chunk_rows=chunk_rows, store_as=store_as)
     for start in range(0, num_rows, 3):  # batches need not be chunks
         writer.append({name: rows[start : start + 3] for name, rows in blocks.items()})
     writer.close()
@@ -33,13 +33,13 @@ def test_float32_rows_come_back_bit_for_bit(tmp_path):
     assert (reader.num_rows, reader.block_names) == (10, list(DIMS))
     for name, rows in blocks.items():
         np.testing.assert_array_equal(reader.rows(name, 0, 10), rows)
-        np.testing.assert_array_equal(np.concatenate([r for _, r in reader.chunks(name, num_rows=3)]), rows)
+        np.testing.assert_array_equal(np.concatenate([reader.rows(name, *window) for window in reader.windows()]), rows)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
 def test_float16_keeps_eleven_bits_at_any_gradient_scale(tmp_path, scale):
     blocks = _random_blocks(scale=scale)
-    _write(UPath(tmp_path), blocks, dtype="float16")
+    _write(UPath(tmp_path), blocks, store_as="float16")
     reader = GradientReader(UPath(tmp_path))
     for name, rows in blocks.items():
         np.testing.assert_allclose(reader.rows(name, 0, 10), rows, atol=2**-10 * 4 * scale)
@@ -48,7 +48,7 @@ def test_float16_keeps_eleven_bits_at_any_gradient_scale(tmp_path, scale):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_parts_in_the_cache_are_the_same_rows(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(gradients, "ROWS_IN_CACHE", 3)
-    _write(UPath(tmp_path), _random_blocks(), dtype=dtype)
+    _write(UPath(tmp_path), _random_blocks(), store_as=dtype)
     reader = GradientReader(UPath(tmp_path))
     for name in DIMS:
         parts = [(first, rows.copy()) for first, rows in reader.row_parts(name, 1, 9)]
