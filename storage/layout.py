@@ -33,6 +33,7 @@ from upath import UPath
 MANIFEST = "manifest.json"
 INDEX = "index.json"
 COST = "cost.json"
+COST_CURE = "delete this file: nothing is lost but the seconds that it tells"
 
 SECOND_MOMENT = "second_moment.safetensors"
 

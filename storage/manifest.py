@@ -9,6 +9,7 @@ sibling directory of its own, and the second to finish gives way.
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.layout import MANIFEST, location
+from trackstar.storage.layout import MANIFEST, is_artifact_name, location
 from trackstar.storage.locks import held, is_held
 from trackstar.storage.sealed import sealed, unsealed
 
 HASH_BLOCK_BYTES = 1 << 20
+OLD_S = 3600
 CHECKSUM_BYTES = 4  # of the CRC-32C that a chunk ends with
 CHECKSUM_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that end in their own
 BUILT_BY_INDEX = frozenset({"second_moment", "shards", "grams", "autocorrelation"})
@@ -154,10 +156,15 @@ def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) ->
     draft = Draft(directory.parent / f".{directory.name}.partial-{uuid.uuid4().hex[:8]}" if is_local else directory)
     draft.path.mkdir(parents=True, exist_ok=True)
     with held(draft.path) if is_local else nullcontext():
-        yield draft
-        write_manifest(draft, kind=kind, identity=identity)
-        if is_local:
-            _publish(draft.path, directory, identity)
+        try:
+            yield draft
+            write_manifest(draft, kind=kind, identity=identity)
+            if is_local:
+                _publish(draft.path, directory, identity)
+        except BaseException:  # refused, failed or interrupted: of use to nobody
+            if is_local:
+                _remove(draft.path)
+            raise
 
 
 def write_manifest(draft: Draft, *, kind: str, identity: Mapping[str, Any]) -> None:
@@ -224,6 +231,13 @@ def _file_names(directory: UPath) -> list[str]:
     return sorted(path.removeprefix(root) for path in directory.fs.find(directory.path))
 
 
+def _is_old(draft: UPath) -> bool:
+    """Whether a draft has been there for longer than its writer takes to lock it."""
+    with suppress(FileNotFoundError):
+        return time.time() - draft.stat().st_mtime > OLD_S
+    return False
+
+
 def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> None:
     """Give a draft its name, unless another writer was first."""
     try:
@@ -235,10 +249,11 @@ def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> Non
 
 
 def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
-    """Clear what an interrupted writer of this artifact left behind, and an artifact of another identity."""
-    if directory.parent.is_dir():
-        for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
-            if not is_held(leftover):
+    """Clear what an interrupted writer of this artifact, or long ago of another, left, and one of another identity."""
+    if directory.protocol in ("", "file") and directory.parent.is_dir():
+        for leftover in list(directory.parent.glob(".*.partial-*")):
+            is_own = leftover.name.startswith(f".{directory.name}.")
+            if is_artifact_name(leftover.name) and (is_own or _is_old(leftover)) and not is_held(leftover):
                 _remove(leftover)
     if not is_complete(directory, identity):
         remove_tree(directory)

@@ -2,21 +2,22 @@
 
 ``proponents.parquet`` is the table to compute with. ``proponents.jsonl`` says the same with texts, one line per query
 and method, in the field names of the data released with Chang et al. 2024 (PAIR-code/pretraining-tda), so that their
-viewer opens it.
+viewer opens it. ``run.json`` holds the SHA-256 of both, and a digest of its own: what is read again is checked.
 """
 
+import hashlib
+import io
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import polars as pl
-from polars.exceptions import PolarsError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET
+from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN
+from trackstar.storage.partial_files import write_atomically
+from trackstar.storage.sealed import sealed, unsealed
 
 PROPONENT = "proponent"
 OPPONENT = "opponent"
@@ -55,8 +56,8 @@ def write_proponents(
     queries: Sequence[QueryLike],
     texts: Mapping[str, str],
     query_set: str,
-) -> None:
-    """Write ``proponents.parquet`` and ``proponents.jsonl``; each appears whole or not at all.
+) -> dict[str, str]:
+    """Write ``proponents.parquet`` and ``proponents.jsonl``, each whole or not at all; return the SHA-256 of each.
 
     Args:
         frame: A result table (``RESULT_SCHEMA``).
@@ -68,31 +69,45 @@ def write_proponents(
         ValueError: The table has other columns, a score that is not finite, or an id without query or text.
     """
     frame = _checked(frame, queries=queries, texts=texts)
-    with write_atomically(directory / PROPONENTS_PARQUET) as file:
-        frame.write_parquet(file)
-    with write_atomically(directory / PROPONENTS_JSONL) as file:
-        for line in released_lines(frame, queries=queries, texts=texts, query_set=query_set):
-            file.write(_encode(line) + b"\n")
+    table = io.BytesIO()
+    frame.write_parquet(table)
+    lines = released_lines(frame, queries=queries, texts=texts, query_set=query_set)
+    return {
+        PROPONENTS_PARQUET: _write(directory / PROPONENTS_PARQUET, [table.getvalue()]),
+        PROPONENTS_JSONL: _write(directory / PROPONENTS_JSONL, (_encode(line) + b"\n" for line in lines)),
+    }
+
+
+def write_run(directory: UPath, record: Mapping[str, Any], *, files: Mapping[str, str]) -> None:
+    """Write ``run.json``: what a run was, the SHA-256 of the files it wrote, and a digest of its own."""
+    write_sealed(directory / RUN, {**record, "files": dict(files)})
+
+
+def read_run(directory: UPath) -> dict[str, Any]:
+    """What a run was.
+
+    Raises:
+        MissingError: There is no ``run.json``.
+        CorruptionError: It is not what was written.
+    """
+    return read_sealed(directory / RUN, cure=CURE)
 
 
 def read_proponents(directory: UPath) -> pl.DataFrame:
     """The result table of a result directory.
 
     Raises:
-        MissingError: There is none.
-        CorruptionError: It cannot be read, or it is not a result table.
+        MissingError: There is none, or no ``run.json`` that says what it holds.
+        CorruptionError: One of the two is not what was written.
     """
-    path = directory / PROPONENTS_PARQUET
+    path, files = directory / PROPONENTS_PARQUET, read_run(directory).get("files", {})
     try:
-        with path.open("rb") as file:
-            frame = pl.read_parquet(file)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise MissingError(path, "does not exist", CURE) from None
-    except PolarsError as error:
-        raise CorruptionError(path, "is not readable Parquet", CURE) from error
-    if frame.schema != RESULT_SCHEMA:
-        raise CorruptionError(path, f"has columns {dict(frame.schema)} and not {dict(RESULT_SCHEMA)}", CURE)
-    return frame
+    if hashlib.sha256(content).hexdigest() != files.get(PROPONENTS_PARQUET):
+        raise CorruptionError(path, f"differs from what {RUN} says was written (SHA-256 mismatch)", CURE)
+    return pl.read_parquet(io.BytesIO(content))
 
 
 def released_lines(
@@ -137,6 +152,28 @@ def read_json(path: UPath) -> Any:
         raise CorruptionError(path, "is not readable JSON", CURE) from error
 
 
+def write_sealed(path: UPath, value: Mapping[str, Any]) -> None:
+    """Write one JSON object with a digest of its own; it appears whole or not at all."""
+    content = sealed(value)
+    with write_atomically(path) as file:
+        file.write(content)
+
+
+def read_sealed(path: UPath, *, cure: str) -> dict[str, Any]:
+    """A JSON object that was written with a digest of its own.
+
+    Raises:
+        MissingError: There is no such file.
+        CorruptionError: It is not what was written.
+    """
+    try:
+        return unsealed(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(path, "does not exist", cure) from None
+    except ValueError as error:
+        raise CorruptionError(path, str(error), cure) from error
+
+
 def write_text(path: UPath, text: str) -> None:
     """Write one UTF-8 text file; it appears whole or not at all."""
     content = text.encode()
@@ -144,20 +181,14 @@ def write_text(path: UPath, text: str) -> None:
         file.write(content)
 
 
-@contextmanager
-def write_atomically(path: UPath) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends well; an object store's write does so by itself."""
-    is_local = path.protocol in ("", "file")
-    target = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}") if is_local else path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("wb") as file:
-            yield file
-        if is_local:
-            target.replace(path)
-    finally:
-        if is_local:
-            target.unlink(missing_ok=True)
+def _write(path: UPath, parts: Iterable[bytes]) -> str:
+    """Write a file; return its SHA-256."""
+    hasher = hashlib.sha256()
+    with write_atomically(path) as file:
+        for part in parts:
+            hasher.update(part)
+            file.write(part)
+    return hasher.hexdigest()
 
 
 def _checked(frame: pl.DataFrame, *, queries: Sequence[QueryLike], texts: Mapping[str, str]) -> pl.DataFrame:

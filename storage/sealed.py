@@ -16,7 +16,7 @@ _SEALED = re.compile(rb'(.*\n "self_digest": ")([0-9a-f]{64})("\n\}\n)', re.DOTA
 def sealed(value: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON object, its own digest in it."""
     text = json.dumps({**value, SELF_DIGEST: ""}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")  # half a character has no bytes in UTF-8, and a JSON escape
     end = len(b'"\n}\n')
     return content[:-end] + hashlib.sha256(content).hexdigest().encode() + content[-end:]
 

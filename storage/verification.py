@@ -8,16 +8,25 @@ from upath import UPath
 
 from trackstar.storage.errors import CorruptionError
 from trackstar.storage.index_file import read_index_file
-from trackstar.storage.layout import INDEX, MANIFEST, is_artifact_name
+from trackstar.storage.layout import COST, COST_CURE, INDEX, MANIFEST, is_artifact_name
+from trackstar.storage.locks import is_held
 from trackstar.storage.manifest import damaged_files, read_manifest, remove_tree
+from trackstar.storage.sealed import unsealed
+
+LEFT_BEHIND = "is what an interrupted run left behind"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one artifact, or with index.json."""
+    """What is wrong with one artifact, or with index.json.
+
+    Attributes:
+        is_damage: Or else it is what an interrupted run left behind: nothing that is read is affected.
+    """
 
     path: UPath
     problem: str
+    is_damage: bool = True
 
 
 def artifacts(index: UPath) -> Iterator[UPath]:
@@ -30,7 +39,10 @@ def findings(index: UPath) -> Iterator[Finding | None]:
     """Check the artifacts one after another, then what index.json says there should be; None for a sound one."""
     present = list(artifacts(index))
     for directory in present:
-        yield _check(directory)
+        if not is_held(directory):  # a living process is writing it
+            yield _check(directory)
+        if (directory / COST).is_file():
+            yield _check_cost(directory / COST)
     if (index / INDEX).is_file():
         yield from _check_index(index)
 
@@ -46,14 +58,22 @@ def remove_damaged(found: list[Finding]) -> None:
 
 def _check(directory: UPath) -> Finding | None:
     if directory.name.startswith("."):
-        return Finding(directory, "is what an interrupted run left behind")
+        return Finding(directory, LEFT_BEHIND, is_damage=False)
     try:
         if read_manifest(directory) is None:
-            return Finding(directory, f"was never completed: it has no {MANIFEST}")
+            return Finding(directory, f"{LEFT_BEHIND}: it has no {MANIFEST}", is_damage=False)
         damaged = damaged_files(directory)
     except CorruptionError as error:
         return Finding(directory, error.problem)
     return Finding(directory, f"has damaged files: {', '.join(damaged)}") if damaged else None
+
+
+def _check_cost(path: UPath) -> Finding | None:
+    try:
+        unsealed(path.read_bytes())
+    except ValueError as error:
+        return Finding(path, f"{error}; {COST_CURE}")
+    return None
 
 
 def _check_index(index: UPath) -> Iterator[Finding | None]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.facts.corpus import BUCKETS, FactsCorpus, bucket_of
-from trackstar.storage.layout import RUN, TAIL_PATCH, location
+from trackstar.storage.layout import TAIL_PATCH, location
 from trackstar.storage.queries import Query, read_queries
-from trackstar.storage.results import PROPONENT, read_json, read_proponents
+from trackstar.storage.results import PROPONENT, read_proponents, read_run
 from trackstar.tasks.evaluation.metrics import Metrics, evaluate
 
 RIGHT, WRONG = "answered correctly", "answered wrongly"
@@ -76,7 +76,7 @@ class Run:
 
 def read_outcome(results: Path, queries_file: Path, frequencies: Mapping[str, int]) -> Outcome:
     queries = read_queries(queries_file)
-    said = read_json(location(results) / RUN)["queries"]
+    said = read_run(location(results))["queries"]
     return Outcome(
         frame=read_proponents(location(results)),
         tail_patch=pl.read_parquet(results / TAIL_PATCH),

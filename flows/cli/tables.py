@@ -11,8 +11,8 @@ from rich.table import Table
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import INDEX, METRICS, RUN, location
-from trackstar.storage.results import PROPONENT, read_json, read_proponents
-from trackstar.storage.verification import findings, remove_damaged
+from trackstar.storage.results import PROPONENT, read_json, read_proponents, read_run
+from trackstar.storage.verification import Finding, findings, remove_damaged
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
@@ -71,7 +71,7 @@ def budget_table(budget: Any) -> RenderableType:
 def attribution_table(config: Any) -> RenderableType:
     """The best proponents of the first queries, and λ."""
     frame = read_proponents(location(config.out))
-    run = read_json(location(config.out) / RUN)
+    run = read_run(location(config.out))
     (method,) = run["methods"].values()
     frame = frame.filter(frame["method"] == method["method"])
     table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
@@ -138,18 +138,24 @@ def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]
     path = location(directory)
     if not path.is_dir():
         raise InputError(f"{directory} is no directory; give an index")
-    checked = list(findings(path))
-    damaged = [finding for finding in checked if finding is not None]
+    found = [finding for finding in findings(path) if finding is not None]
     if repair:
-        remove_damaged(damaged)
-    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in damaged]
+        remove_damaged(found)
+    lines = [f"{_colored(finding)} {escape(finding.problem)}" for finding in found]
+    damaged = [finding for finding in found if finding.is_damage]
     outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
     closing = f"{len(damaged)} damaged or missing, {outcome}" if damaged else "all bytes are as they were written"
+    if num_left := len(found) - len(damaged):
+        closing += f"; {num_left} left behind by an interrupted run{'' if repair else ', which --repair removes'}"
     return Group(*lines, f"{path}: {closing}"), not damaged
 
 
+def _colored(finding: Finding) -> str:
+    return f"[{'red' if finding.is_damage else 'yellow'}]{escape(str(finding.path))}[/]"
+
+
 def _run_table(path: Any) -> RenderableType:
-    run = read_json(path / RUN)
+    run = read_run(path)
     facts = [(name, run[name]) for name in ("index", "second_moment", "num_documents", "num_quarantined")]
     for method, known in run["methods"].items():
         weight = f"λ = {known['mixing_weight']:.4g}, damping {known['damping']:g}" if "mixing_weight" in known else ""

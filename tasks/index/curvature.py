@@ -17,7 +17,6 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.gradients import GradientReader
 from trackstar.storage.layout import GRAM, MATRICES
 from trackstar.storage.manifest import Artifact, Draft
-from trackstar.storage.matrices import read_arrays
 from trackstar.storage.triangles import create_triangles, read_lower, symmetric, write_lower
 from trackstar.tasks.index.withdrawals import read_tombstones, withdrawn_rows
 from trackstar.tasks.numerics import curvature
@@ -225,10 +224,6 @@ def block_factor(autocorrelation: UPath | None, block: str, damping: float) -> n
 def read_autocorrelation(directory: UPath, block: str) -> ndarray:
     """R of one block, both triangles."""
     return symmetric(read_lower(directory, MATRICES, block))
-
-
-def read_block_arrays(artifact: Artifact, index: str, name: str) -> Mapping[str, ndarray]:
-    return read_arrays(artifact.path(index), name)
 
 
 def block_rows(shards: Sequence[ShardRows], block: str) -> Iterator[ndarray]:

@@ -25,7 +25,7 @@ class TracInRequest(StageRequest):
     """
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: str
     shards: tuple[tuple[Artifact, ...], ...]
@@ -63,7 +63,10 @@ def rank_by_tracin(request: TracInRequest, draft: Draft) -> None:
 
 def _scores(request: TracInRequest) -> Iterator[ndarray]:
     """[q n] of some documents at a time, in corpus order."""
-    queries = [read_arrays(artifact.path(request.index), QUERY_VECTORS) for artifact in request.queries]
+    queries = [
+        read_arrays(artifact.path(request.index), QUERY_VECTORS, order=shards[0].facts["block_dims"])
+        for artifact, shards in zip(request.queries, request.shards, strict=True)
+    ]
     for shards in zip(*request.shards, strict=True):
         readers = [GradientReader(shard.path(request.index)) for shard in shards]
         for start, stop in readers[0].windows():

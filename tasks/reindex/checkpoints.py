@@ -10,14 +10,14 @@ import re
 import zipfile
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from trackstar.storage.errors import InputError, MissingError
+from trackstar.storage.errors import CorruptionError, InputError, MissingError
 from trackstar.storage.layout import INDEX, location
 from trackstar.storage.manifest import remove_tree
 from trackstar.storage.queries import Query
-from trackstar.storage.results import write_text
+from trackstar.storage.results import read_sealed, write_sealed
 from trackstar.tasks.index.contents import existing_index
 from trackstar.tasks.models.checkpoint import Checkpoint, model_files, read_checkpoint
 from trackstar.tasks.scoring.score_pass import ScoreConfig
@@ -133,11 +133,18 @@ def remove_old_indexes(directory: str, *, checkpoints: str, kept: set[str]) -> l
 
 
 def asked_of(results: UPath) -> Asked | None:
-    """What a result directory answers, or None if it was never finished."""
+    """What a result directory answers, or None if it was never finished.
+
+    Raises:
+        CorruptionError: What says so is damaged.
+    """
+    cure = "delete this file and run `trackstar reindex` again: its queries are asked anew"
     try:
-        return Asked.model_validate_json((results / ASKED).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return Asked.model_validate(read_sealed(results / ASKED, cure=cure))
+    except MissingError:
         return None
+    except ValidationError as error:
+        raise CorruptionError(results / ASKED, "is of another version", cure) from error
 
 
 def require_asked(results: UPath) -> Asked:
@@ -153,7 +160,7 @@ def require_asked(results: UPath) -> Asked:
 
 
 def write_asked(results: UPath, asked: Asked) -> None:
-    write_text(results / ASKED, asked.model_dump_json(indent=1) + "\n")
+    write_sealed(results / ASKED, asked.model_dump(mode="json"))
 
 
 def previous_results(directory: UPath, asked: Asked) -> UPath | None:

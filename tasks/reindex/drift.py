@@ -12,9 +12,8 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from trackstar.storage.layout import RUN
 from trackstar.storage.queries import Query
-from trackstar.storage.results import PROPONENT, read_json, read_proponents, write_json, write_text
+from trackstar.storage.results import PROPONENT, read_proponents, read_run, write_json, write_text
 from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
 from trackstar.tasks.reindex.checkpoints import Asked, require_asked
 from trackstar.tasks.report.artifacts import escape_markdown
@@ -76,7 +75,7 @@ class Drift(BaseModel):
 def measure_drift(previous: UPath, current: UPath, asked_now: Asked) -> Drift:
     """Compare two result directories; what the second one answers is not yet written down in it."""
     asked = [require_asked(previous), asked_now]
-    runs = [read_json(results / RUN) for results in (previous, current)]
+    runs = [read_run(results) for results in (previous, current)]
     tables = [
         read_proponents(results).filter(pl.col("kind") == PROPONENT).sort("rank") for results in (previous, current)
     ]

@@ -9,8 +9,9 @@ import polars as pl
 from trackstar.storage.layout import METRICS, QUARANTINE, QUERIES, QUERY_VECTORS, REPORT, SPECTRUM, TAIL_PATCH, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_arrays
+from trackstar.storage.partial_files import write_atomically
 from trackstar.storage.queries import Query
-from trackstar.storage.results import read_proponents, write_atomically, write_json, write_text
+from trackstar.storage.results import read_proponents, write_json, write_text
 from trackstar.storage.tables import read_table
 from trackstar.tasks.evaluation.costs import index_seconds, method_costs
 from trackstar.tasks.evaluation.evidence import evidence_sources
@@ -95,10 +96,10 @@ def _curvature(index: Index, encoded: Artifact, run: Mapping[str, Any]) -> Curva
     if facts is None or not facts["mixing_weight"]:
         return None
     weight = facts["mixing_weight"]
-    query_vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS)
+    query_vectors = read_arrays(encoded.path(str(index.path)), QUERY_VECTORS, order=index.block_dims)
     spectra = {"λ R_eval": weight * eval_spectrum(query_vectors.values())}
     if facts["spectrum"] is not None:
-        train = read_arrays(index.path / facts["spectrum"], SPECTRUM)
+        train = read_arrays(index.path / facts["spectrum"], SPECTRUM, order=index.block_dims)
         spectra["(1-λ) R_train"] = (1 - weight) * np.concatenate(list(train.values()))
     return Curvature(
         mixing_weight=weight,

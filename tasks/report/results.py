@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import QUERIES, RANKING, RUN, location
+from trackstar.storage.layout import QUERIES, RANKING, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query, queries_digest
-from trackstar.storage.results import write_json, write_proponents
+from trackstar.storage.results import write_proponents, write_run
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.models.checkpoint import read_checkpoint
@@ -81,9 +81,9 @@ def write_results(
     directory = location(out)
     frame = pl.concat([ranking_table(ranking, index) for ranking in rankings])
     texts = shard_texts(index.shard_paths, set(frame["candidate_id"].unique()))
-    write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
+    files = write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
     record = run_record(index, queries, encoded, rankings)
-    write_json(directory / RUN, record)
+    write_run(directory, record, files=files)
     publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))
     for ranking in rankings:
         if ranking.facts.get("spectra"):

@@ -9,8 +9,7 @@ from numpy import ndarray
 from upath import UPath
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS
-from trackstar.storage.matrices import read_arrays
+from trackstar.storage.layout import DOCUMENTS, QUERIES
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.contents import Index, shard_texts
@@ -23,6 +22,7 @@ from trackstar.tasks.scoring.score_pass import (
     mixing_weights,
     pass_of,
     query_bases,
+    read_query_vectors,
     shard_influences,
 )
 
@@ -123,8 +123,7 @@ def _shingles(text: str) -> frozenset[str]:
 
 
 def _bases(request: ScoreRequest) -> dict[str, Any]:
-    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
-    return query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
+    return query_bases(request, request.factors and request.factors.path(request.index), read_query_vectors(request))
 
 
 def _chosen_scores(

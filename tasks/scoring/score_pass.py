@@ -67,7 +67,7 @@ class ScoreRequest(IndexedShards):
     """One query set to be scored against one index."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     method: str
     config: ScoreConfig
@@ -101,7 +101,7 @@ class Pass(NamedTuple):
 @stage
 def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents, and how λ came about."""
-    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    query_vectors = read_query_vectors(request)
     spectra = _spectra(request, query_vectors)
     weight = _mixing_weight(request, spectra)
     weights = _method_weights(request, weight)
@@ -130,8 +130,13 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
 
 def mixing_weights(request: ScoreRequest) -> dict[str, float]:
     """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
-    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
+    query_vectors = read_query_vectors(request)
     return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+
+
+def read_query_vectors(request: ScoreRequest) -> dict[str, ndarray]:
+    """The queries' gradients [q d], block by block in the index's order."""
+    return read_arrays(request.queries.path(request.index), QUERY_VECTORS, order=request.block_dims)
 
 
 def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
@@ -163,7 +168,7 @@ def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dic
     """Eigenvalues of R_train and of R_eval as far as the scores rest on them, block by block."""
     found = {}
     if request.spectrum is not None:
-        found["R_train"] = read_arrays(request.spectrum.path(request.index), SPECTRUM)
+        found["R_train"] = read_arrays(request.spectrum.path(request.index), SPECTRUM, order=request.block_dims)
     if request.config.whitening == "mixed":
         found["R_eval"] = {block: mixing.eval_spectrum([rows]) for block, rows in query_vectors.items()}
     return found

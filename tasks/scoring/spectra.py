@@ -34,7 +34,7 @@ def eval_facts(spectrum: Spectrum) -> dict[str, Any]:
 def known_reports(index: UPath, autocorrelation: Artifact) -> Iterator[tuple[float, dict[str, Any]]]:
     """A report for each damping that an index has been asked with, as far as there is a spectrum."""
     for directory, _ in _derived(index / "spectrum", autocorrelation):
-        spectrum = read_arrays(directory, SPECTRUM)
+        spectrum = read_arrays(directory, SPECTRUM, order=autocorrelation.facts["block_dims"])
         for damping in sorted(identity["damping"] for _, identity in _derived(index / "factors", autocorrelation)):
             yield damping, train_facts(spectrum, damping)
 

@@ -3,7 +3,7 @@ import pytest
 
 from trackstar.storage.layout import location
 from trackstar.storage.queries import Query
-from trackstar.storage.results import RESULT_SCHEMA, write_json, write_proponents
+from trackstar.storage.results import RESULT_SCHEMA, write_proponents, write_run
 from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
 from trackstar.tasks.reindex.checkpoints import Asked, write_asked
 from trackstar.tasks.reindex.drift import drift_markdown, measure_drift, render_drift
@@ -23,9 +23,9 @@ def results(directory, step, ranking, *, loss, queries=(KEPT, REWORDED), mixing_
         for rank, (id, score) in enumerate(ranking.items(), start=1)
     ]
     frame = pl.DataFrame(rows, schema=RESULT_SCHEMA, orient="row")
-    write_proponents(directory, frame, queries=queries, texts=dict.fromkeys(ranking, "text"), query_set="s")
+    files = write_proponents(directory, frame, queries=queries, texts=dict.fromkeys(ranking, "text"), query_set="s")
     said = {query.id: {"loss": loss, "probability": 0.25, "answer": HOSTILE} for query in queries}
-    write_json(directory / "run.json", {"methods": {"trackstar": {"mixing_weight": mixing_weight}}, "queries": said})
+    write_run(directory, {"methods": {"trackstar": {"mixing_weight": mixing_weight}}, "queries": said}, files=files)
     asked = Asked(checkpoints="run", name=directory.name, step=step, digest="0", queries=queries, score=ScoreConfig())
     write_asked(directory, asked)
     return asked

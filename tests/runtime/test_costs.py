@@ -1,8 +1,10 @@
 import pytest
 from upath import UPath
 
+from trackstar.storage.errors import CorruptionError
 from trackstar.storage.layout import COST
 from trackstar.storage.manifest import Artifact, damaged_files, new_artifact, require_manifest
+from trackstar.storage.results import write_sealed
 from trackstar.tasks.evaluation.costs import BUILD, CORPUS_STATISTICS, QUERY_GRADIENTS, SCORES, SUM, method_costs
 from trackstar.tasks.runtime.costs import recorded_cost, seconds
 
@@ -21,7 +23,7 @@ def make(index, kind, name="0", facts=None, **identity):
         (draft.path / "content").write_text(f"{kind} {name}")
         draft.facts |= facts or {}
     if (directory / COST).exists():
-        (directory / COST).write_text(f'{{"seconds": {name}}}')
+        write_sealed(directory / COST, {"seconds": int(name)})
     return Artifact(
         name=f"{kind}/{directory.name}", digest=require_manifest(directory).digest, facts=facts or {"num_documents": 1}
     )
@@ -79,3 +81,12 @@ def test_a_step_with_an_unknown_part_is_not_given_and_neither_is_a_sum_of_it(ind
     }  # fmt: skip
     (index / ranking.facts["train_norms"] / COST).unlink()
     assert set(method_costs(index, [ranking], built=1.0)["trackstar"]) == {BUILD, SCORES, QUERY_GRADIENTS}
+
+
+def test_damaged_seconds_are_an_error_that_says_what_is_lost(index):
+    path = index / make(index, "rankings", "3").name / COST
+    path.write_bytes(path.read_bytes().replace(b"3,", b"7,"))
+    with pytest.raises(CorruptionError, match=r"cost.json differs .*; delete this file: nothing is lost but"):
+        seconds(path.parent)
+    path.unlink()
+    assert seconds(path.parent) is None

@@ -1,9 +1,11 @@
+import os
 import pickle
 
 import pytest
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.locks import held
 from trackstar.storage.manifest import (
     Artifact,
     damaged_files,
@@ -43,20 +45,32 @@ def test_a_finished_artifact_is_complete_for_its_own_identity_alone(directory):
     assert read_checked(directory, "below/file") == b"bytes"
 
 
-def test_an_interrupted_writer_leaves_nothing_that_a_reader_sees_and_the_next_one_clears_it(directory):
+def test_a_failed_or_interrupted_writer_leaves_nothing(directory):
     with pytest.raises(KeyboardInterrupt):
         _write(directory, interrupted=True)
-    assert not directory.exists()
-    assert [path.name.startswith(".0123456789abcdef.partial-") for path in directory.parent.iterdir()] == [True]
+    assert list(directory.parent.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next_one(directory):
+    leftover = directory.parent / ".0123456789abcdef.partial-00000000"
+    leftover.mkdir(parents=True)
     _write(directory)
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
-def test_a_leftover_of_another_artifact_is_left_alone(directory):
-    other = directory.parent / ".fedcba9876543210.partial-00000000"
-    other.mkdir(parents=True)
+def test_a_leftover_of_another_artifact_is_cleared_when_it_is_old_and_nobody_writes_it(directory):
+    names = [".fedcba9876543210.partial-00000000", ".fedcba9876543210.partial-11111111", "..partial-notours"]
+    new, old, foreign = (directory.parent / name for name in names)
+    for path in (new, old, foreign):
+        path.mkdir(parents=True)
+    for path in (old, foreign):
+        os.utime(path, (0, 0))
     _write(directory)
-    assert other.is_dir()
+    assert (new.is_dir(), old.is_dir(), foreign.is_dir()) == (True, False, True)
+    os.utime(new, (0, 0))
+    with held(new):
+        _write(directory.parent / "0000000000000000")
+    assert new.is_dir()
 
 
 def test_of_two_writers_at_once_neither_disturbs_the_other_and_the_second_to_finish_gives_way(directory):

@@ -6,13 +6,15 @@ import pytest
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.partial_files import write_atomically
 from trackstar.storage.results import (
     RESULT_SCHEMA,
     read_json,
     read_proponents,
-    write_atomically,
+    read_run,
     write_json,
     write_proponents,
+    write_run,
     write_text,
 )
 
@@ -50,7 +52,8 @@ def directory(tmp_path):
 
 
 def write(directory, frame=FRAME):
-    write_proponents(directory, frame, queries=QUERIES, texts=TEXTS, query_set="capitals")
+    files = write_proponents(directory, frame, queries=QUERIES, texts=TEXTS, query_set="capitals")
+    write_run(directory, {"answers": {"q1": "\ud800"}}, files=files)
 
 
 def released(directory):
@@ -122,15 +125,32 @@ def test_a_table_with_other_columns_is_refused(directory):
 
 
 def test_missing_and_damaged_tables_are_told_apart(directory):
-    with pytest.raises(MissingError, match=r"proponents\.parquet does not exist"):
+    with pytest.raises(MissingError, match=r"run\.json does not exist"):
         read_proponents(directory)
     write(directory)
-    (directory / "proponents.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(CorruptionError, match="not readable Parquet"):
+    (directory / "proponents.parquet").unlink()
+    with pytest.raises(MissingError, match=r"proponents\.parquet does not exist"):
         read_proponents(directory)
-    FRAME.drop("score").write_parquet(str(directory / "proponents.parquet"))
-    with pytest.raises(CorruptionError, match="has columns"):
-        read_proponents(directory)
+
+
+def test_a_table_reaches_no_parser_unless_it_is_the_one_that_run_json_tells_of(directory):
+    write(directory)
+    path = directory / "proponents.parquet"
+    content = path.read_bytes()
+    FRAME.with_columns(score=pl.col("score") * 2).write_parquet(str(path))
+    for damaged in (path.read_bytes(), content[:-9], b"PAR1 not really", content[:40] + b"\0" + content[41:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptionError, match=r"proponents\.parquet differs .*; run `trackstar attribute`"):
+            read_proponents(directory)
+
+
+def test_run_json_says_what_was_written_and_a_flipped_bit_in_it_is_found(directory):
+    write(directory)
+    assert read_run(directory)["answers"] == {"q1": "\ud800"}
+    path = directory / "run.json"
+    path.write_bytes(path.read_bytes().replace(b"answers", b"answerr"))
+    with pytest.raises(CorruptionError, match=r"run\.json differs from what was written"):
+        read_run(directory)
 
 
 def test_json_reads_back_and_nan_is_refused_without_touching_the_file(directory):
@@ -148,6 +168,19 @@ def test_json_that_is_missing_or_damaged_names_the_file(directory):
     write_text(directory / "run.json", "{")
     with pytest.raises(CorruptionError, match=r"run\.json is not readable JSON"):
         read_json(directory / "run.json")
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next_and_what_a_living_one_writes_is_not(directory):
+    path = directory / "report.html"
+    write_text(path, "old")
+    (directory / ".report.html.partial-0123abcd").write_text("half")
+    (directory / ".report.html.partial-notours").write_text("a name that no writer gives")
+    with write_atomically(path) as slow:
+        slow.write(b"slow")
+        write_text(path, "fast")
+        assert path.read_text() == "fast"
+    assert path.read_text() == "slow"
+    assert sorted(entry.name for entry in directory.iterdir()) == [".report.html.partial-notours", "report.html"]
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(directory):

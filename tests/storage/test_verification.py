@@ -2,7 +2,9 @@ import pytest
 from upath import UPath
 
 from trackstar.storage.index_file import index_bytes
+from trackstar.storage.locks import held
 from trackstar.storage.manifest import new_artifact, require_manifest
+from trackstar.storage.results import write_sealed
 from trackstar.storage.verification import findings, remove_damaged
 
 
@@ -35,8 +37,24 @@ def test_every_kind_of_damage_is_found(index):
     assert problems == [
         "has damaged files: file",
         "is what an interrupted run left behind",
-        "was never completed: it has no manifest.json",
+        "is what an interrupted run left behind: it has no manifest.json",
     ]
+    assert [finding.is_damage for finding in findings(index) if finding is not None] == [False, True, False]
+
+
+def test_a_draft_that_a_living_process_writes_is_no_finding(index):
+    draft = index / "shards" / ".cccccccccccccccc.partial-00000000"
+    draft.mkdir()
+    with held(draft):
+        assert _problems(index) == []
+
+
+def test_seconds_that_were_damaged_are_found(index):
+    path = index / "shards" / ("a" * 16) / "cost.json"
+    write_sealed(path, {"seconds": 1.5})
+    assert _problems(index) == []
+    path.write_bytes(path.read_bytes().replace(b"1.5", b"9.5"))
+    assert "delete this file" in _problems(index)[0]
 
 
 def test_an_artifact_that_index_json_names_and_that_is_gone_is_found(index):
