@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-integration bench bench-lds bench-facts lint clean
+.PHONY: install demo test torture test-integration bench bench-lds bench-facts lint clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+torture: install
+	$(BIN)/python -m tests.corruption
 
 test-integration: install
 	$(BIN)/python -m pytest -m integration tests/integration

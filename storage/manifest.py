@@ -138,7 +138,7 @@ def require_manifest(directory: UPath) -> Manifest:
     """
     manifest = read_manifest(directory)
     if manifest is None:
-        raise MissingError(directory, "holds no completed artifact", "run `trackstar index` again to build it")
+        raise MissingError(directory, "holds no completed artifact", cure(directory))
     return manifest
 
 
@@ -203,7 +203,7 @@ def damaged_files(directory: UPath) -> list[str]:
 
 
 def cure(directory: UPath) -> str:
-    """What to do about a damaged artifact."""
+    """What to do about a damaged or missing artifact."""
     then = "`trackstar index`" if directory.parent.name in BUILT_BY_INDEX else "the same command"
     return f"run `trackstar verify {directory.parent.parent} --repair`, then {then} again: only this part is rebuilt"
 

@@ -10,7 +10,7 @@ from trackstar.storage.errors import CorruptionError
 from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import COST, COST_CURE, INDEX, MANIFEST, is_artifact_name
 from trackstar.storage.locks import is_held
-from trackstar.storage.manifest import damaged_files, read_manifest, remove_tree
+from trackstar.storage.manifest import damaged_files, digest_of, read_manifest, remove_tree
 from trackstar.storage.sealed import unsealed
 
 LEFT_BEHIND = "is what an interrupted run left behind"
@@ -60,8 +60,11 @@ def _check(directory: UPath) -> Finding | None:
     if directory.name.startswith("."):
         return Finding(directory, LEFT_BEHIND, is_damage=False)
     try:
-        if read_manifest(directory) is None:
+        manifest = read_manifest(directory)
+        if manifest is None:
             return Finding(directory, f"{LEFT_BEHIND}: it has no {MANIFEST}", is_damage=False)
+        if "stage" in manifest.identity and digest_of(manifest.identity)[:16] != directory.name:
+            return Finding(directory, "holds another artifact than its name says")
         damaged = damaged_files(directory)
     except CorruptionError as error:
         return Finding(directory, error.problem)
@@ -82,6 +85,10 @@ def _check_index(index: UPath) -> Iterator[Finding | None]:
         named = list(_named_artifacts(read_index_file(index)))
     except CorruptionError as error:
         yield Finding(index / INDEX, error.problem)
+        return
+    shards = [artifact["name"] for artifact in named if artifact["name"].startswith("shards/")]
+    if shards and not any((index / name).is_dir() for name in shards):
+        yield Finding(index / INDEX, "names none of the shards that lie here: it is another index's")
         return
     for artifact in named:
         directory = index / artifact["name"]
