@@ -8,18 +8,18 @@ sibling directory of its own, and the second to finish gives way.
 
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.layout import MANIFEST, location
-from trackstar.storage.locks import held, is_held
+from trackstar.storage.layout import MANIFEST, is_link, is_local, location, require_artifact_name
+from trackstar.storage.locks import claimed
+from trackstar.storage.removal import is_ours, new_draft_path, remove_artifact
 
 HASH_BLOCK_BYTES = 1 << 20
 
@@ -51,7 +51,7 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, AfterValidator(require_artifact_name)]
     digest: str
     facts: dict[str, Any]
 
@@ -122,16 +122,13 @@ def is_complete(directory: UPath, identity: Mapping[str, Any]) -> bool:
 @contextmanager
 def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) -> Iterator[Draft]:
     """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing."""
-    is_local = directory.protocol in ("", "file")
     _remove_leftovers(directory, identity)
-    draft = Draft(directory.parent / f".{directory.name}.partial-{uuid.uuid4().hex[:8]}" if is_local else directory)
-    draft.path.mkdir(parents=True, exist_ok=True)
-    with held(draft.path) if is_local else nullcontext():
+    with _new_draft(directory) as draft:
         yield draft
         files = {name: digest_file(draft.path / name) for name in _file_names(draft.path)}
         manifest = Manifest(kind=kind, identity=dict(identity), facts=draft.facts, files=files)
         (draft.path / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
-        if is_local:
+        if draft.path != directory:
             _publish(draft.path, directory, identity)
 
 
@@ -158,26 +155,30 @@ def damaged_files(directory: UPath) -> list[str]:
     return [name for name, digest in manifest.files.items() if not _matches(directory / name, digest)]
 
 
-def remove_tree(directory: UPath) -> None:
-    """Delete an artifact, its manifest first, so that a half-deleted one is never taken for complete."""
-    (directory / MANIFEST).unlink(missing_ok=True)
-    if directory.exists():
-        _remove(directory)
-
-
-def _remove(directory: UPath) -> None:
-    with suppress(FileNotFoundError):  # another process removes it at the same time
-        directory.fs.rm(directory.path, recursive=True)
-
-
 def _matches(path: UPath, digest: str) -> bool:
-    return path.is_file() and digest_file(path) == digest
+    return path.is_file() and not is_link(path) and digest_file(path) == digest
 
 
 def _file_names(directory: UPath) -> list[str]:
     """Relative names of all files below a directory, sorted."""
     root = directory.path.rstrip("/") + "/"
     return sorted(path.removeprefix(root) for path in directory.fs.find(directory.path))
+
+
+@contextmanager
+def _new_draft(directory: UPath) -> Iterator[Draft]:
+    """A directory to write an artifact in, held as long as it is written; on an object store, the artifact's own."""
+    if not is_local(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        yield Draft(directory)
+        return
+    while True:
+        path = new_draft_path(directory)
+        path.mkdir(parents=True)
+        with claimed(path) as is_there:
+            if is_there:  # else another process took it, before it was held, for what a killed one left behind
+                yield Draft(path)
+                return
 
 
 def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> None:
@@ -187,17 +188,22 @@ def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> Non
     except OSError:
         if not is_complete(directory, identity):
             raise
-        _remove(draft)
+        draft.fs.rm(draft.path, recursive=True)
 
 
 def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
-    """Clear what an interrupted writer of this artifact left behind, and an artifact of another identity."""
+    """Clear what an interrupted writer of this artifact left behind, and an artifact of another identity.
+
+    Raises:
+        StorageError: Something is in the artifact's place that is not ours.
+    """
     if directory.parent.is_dir():
-        for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
-            if not is_held(leftover):
-                _remove(leftover)
-    if not is_complete(directory, identity):
-        remove_tree(directory)
+        for leftover in list(directory.parent.glob(f".{directory.name}.partial-*")):
+            if is_ours(leftover):
+                remove_artifact(leftover)
+    is_there = is_link(directory) or directory.exists()  # before it is read: another writer may publish it meanwhile
+    if is_there and not is_complete(directory, identity):
+        remove_artifact(directory)
 
 
 def _cure(directory: UPath) -> str:

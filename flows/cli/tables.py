@@ -12,11 +12,14 @@ from rich.table import Table
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import INDEX, METRICS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents
-from trackstar.storage.verification import findings, remove_damaged
+from trackstar.storage.tombstone_copies import restore
+from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
+from trackstar.storage.writer import changing
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
 SHOWN_CHARACTERS = 70
+SOUND = "all bytes are as they were written"
 SHORT_NAME = 12  # of a metric: no wider than its interval
 
 
@@ -134,18 +137,38 @@ def describe(directory: str) -> RenderableType:
 
 
 def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]:
-    """Check every artifact below a directory; with ``repair``, delete what is damaged."""
+    """Check every artifact of an index; with ``repair``, restore or delete what is damaged. Say whether all is sound.
+
+    Raises:
+        InputError: The directory is no index.
+        LockedError: Something is to be repaired in an index that another process changes.
+    """
     path = location(directory)
-    if not path.is_dir():
-        raise InputError(f"{directory} is no directory; give an index")
-    checked = list(findings(path))
-    damaged = [finding for finding in checked if finding is not None]
+    require_index(path)
     if repair:
-        remove_damaged(damaged)
-    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in damaged]
-    outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
-    closing = f"{len(damaged)} damaged or missing, {outcome}" if damaged else "all bytes are as they were written"
-    return Group(*lines, f"{path}: {closing}"), not damaged
+        return _repair(path)
+    damaged = [finding for finding in findings(path) if finding is not None]
+    closing = f"{len(damaged)} damaged or missing, add --repair to restore or remove them"
+    lines = _finding_lines(damaged)
+    return Group(*lines, escape(f"{path}: {closing if damaged else SOUND}")), not damaged
+
+
+def _repair(path: Any) -> tuple[RenderableType, bool]:
+    with changing(path):
+        restored, lost = restore(path)
+        damaged = [finding for finding in findings(path) if finding is not None]
+        left = remove_damaged(damaged)
+    removed = [finding for finding in damaged if finding not in left]
+    lines = [f"{escape(name)} restored from its copy" for name in restored] + _finding_lines(removed)
+    outcome = f"{len(removed)} damaged or missing, removed; index again to rebuild them" if removed else ""
+    kept = f"{len(left)} left as they are, which nothing here may remove" if left else ""
+    closing = "; ".join(part for part in (outcome, kept) if part) or SOUND
+    last = [f"[red]{escape(str(error))}[/]" for error in lost]
+    return Group(*lines, *_finding_lines(left), *last, escape(f"{path}: {closing}")), not left
+
+
+def _finding_lines(found: Iterable[Finding]) -> list[str]:
+    return [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in found]
 
 
 def _run_table(path: Any) -> RenderableType:

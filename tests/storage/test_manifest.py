@@ -11,9 +11,9 @@ from trackstar.storage.manifest import (
     new_artifact,
     read_checked,
     read_manifest,
-    remove_tree,
     require_manifest,
 )
+from trackstar.storage.removal import remove_artifact
 
 IDENTITY = {"stage": "things", "seed": 3}
 
@@ -95,7 +95,7 @@ def test_an_unreadable_manifest_is_an_error_and_an_absent_one_is_not(directory):
 
 
 def test_a_removed_artifact_is_gone(directory):
-    remove_tree(_write(directory))
+    assert remove_artifact(_write(directory))
     assert not directory.exists()
 
 
