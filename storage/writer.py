@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from trackstar.storage.errors import LockedError
+from trackstar.storage.errors import InputError, LockedError
 from trackstar.storage.layout import HOLDER, LOCK, is_local, location
 from trackstar.storage.locks import NO_LOCKS_HERE, claimed, shared
 
@@ -125,7 +125,14 @@ def _created(marker: UPath, content: bytes) -> bool:
 
 
 def _timeout_s() -> float:
-    return float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_S))
+    given = os.environ.get(TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT_S))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InputError(f"{TIMEOUT_VARIABLE} is {given!r}; give seconds, 0 or more, to wait for another writer")
+    return seconds
 
 
 def _this_process() -> bytes:
