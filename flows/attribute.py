@@ -19,6 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import AttributeConfig
 from trackstar.storage.queries import Query, read_queries
+from trackstar.storage.writer import reading
 from trackstar.tasks.index.contents import Index, read_index
 from trackstar.tasks.report.results import encode, rank, ranking_table, score_request, write_results
 from trackstar.tasks.scoring.grouped import candidate_scores, collapse_duplicates, grouped_influence, with_texts
@@ -37,19 +38,21 @@ def attribute(config: AttributeConfig) -> dict[str, Any]:
     """Score every document of an index for every query; return the record of the run."""
     config.check()
     queries = config.asked()
-    index = read_index(config.index)
-    encoded = encode(index, queries)
-    ranking = rank(index, encoded, config.score, method=METHOD, dask=config.dask)
-    return write_results(index, queries, encoded, [ranking], config.out)
+    with reading(config.index):
+        index = read_index(config.index)
+        encoded = encode(index, queries)
+        ranking = rank(index, encoded, config.score, method=METHOD, dask=config.dask)
+        return write_results(index, queries, encoded, [ranking], config.out)
 
 
 @flow(name="attribute-table", task_runner=ONE_AT_A_TIME, validate_parameters=False)
 def table(index: str, queries: Queries, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
     """Proponents and opponents with their texts; ``settings`` are those of ``ScoreConfig``."""
-    opened, asked = read_index(index), _queries(queries)
-    config = ScoreConfig.model_validate(settings)
-    ranking = rank(opened, encode(opened, asked), config, method=METHOD, dask=dask)
-    return with_texts(ranking_table(ranking, opened), opened)
+    config, asked = ScoreConfig.model_validate(settings), _queries(queries)
+    with reading(index):
+        opened = read_index(index)
+        ranking = rank(opened, encode(opened, asked), config, method=METHOD, dask=dask)
+        return with_texts(ranking_table(ranking, opened), opened)
 
 
 @flow(name="attribute-scores", task_runner=ONE_AT_A_TIME, validate_parameters=False)
@@ -57,13 +60,15 @@ def scores(
     index: str, queries: Queries, candidate_ids: Sequence[str], *, dask: str = "local", **settings: Any
 ) -> pl.DataFrame:
     """query_id, method, candidate_id and score of chosen documents."""
-    return candidate_scores(_request(read_index(index), queries, settings, dask), candidate_ids)
+    with reading(index):
+        return candidate_scores(_request(read_index(index), queries, settings, dask), candidate_ids)
 
 
 @flow(name="attribute-by-column", task_runner=ONE_AT_A_TIME, validate_parameters=False)
 def by_column(index: str, queries: Queries, column: str, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
     """Number of documents, summed and mean influence for each value of a column that the index kept."""
-    return grouped_influence(_request(read_index(index), queries, settings, dask), column)
+    with reading(index):
+        return grouped_influence(_request(read_index(index), queries, settings, dask), column)
 
 
 def _request(index: Index, queries: Queries, settings: Mapping[str, Any], dask: str) -> ScoreRequest:

@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import CompareConfig
+from trackstar.storage.writer import reading
 from trackstar.tasks.evaluation.entailment import judged
 from trackstar.tasks.evaluation.evidence import labelled
 from trackstar.tasks.evaluation.metrics import Metrics
@@ -20,6 +21,11 @@ from trackstar.tasks.report.results import encode, write_results
 def compare(config: CompareConfig) -> Metrics:
     """Rank an index for every query by each method, and measure the rankings."""
     config.check()
+    with reading(config.index):
+        return _compare(config)
+
+
+def _compare(config: CompareConfig) -> Metrics:
     index = read_index(config.index)
     asked = config.asked()
     encoded = encode(index, asked)

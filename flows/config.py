@@ -7,7 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from trackstar.storage.codes import StoreAs
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
-from trackstar.storage.queries import Query, read_queries
+from trackstar.storage.queries import Id, Query, Text, read_ids, read_queries
+from trackstar.storage.verification import require_no_indexes
 from trackstar.tasks.evaluation.entailment import EntailmentConfig, Judge, require_undecided
 from trackstar.tasks.evaluation.entailment_model import read_entailment_model
 from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
@@ -35,14 +36,6 @@ DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a s
 
 def name_of(url: str) -> str:
     return location(url).name
-
-
-def _ids_of(value: str) -> list[str]:
-    """The lines of a file of this name, or the id itself where there is none."""
-    path = location(value)
-    if not path.is_file():
-        return [value]
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 class FlowConfig(BaseModel):
@@ -76,6 +69,7 @@ class IndexConfig(FlowConfig):
         return name_of(self.checkpoint)
 
     def check(self) -> None:
+        require_no_indexes(location(self.index))
         model_files(self.checkpoint)
         self.corpus.files()
 
@@ -178,10 +172,9 @@ class WithdrawConfig(FlowConfig):
     """Documents to be left out of an index."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    ids: tuple[str, ...] = Field(
-        min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
-    )
-    reason: str = Field("", title="Reason", description="Recorded with the ids.")
+    ids: tuple[Id, ...] = Field((), title="Documents", description="Ids of documents, as results show them.")
+    ids_file: Url | None = Field(None, title="Documents file", description="Further ids, one a line, in UTF-8.")
+    reason: Text = Field("", title="Reason", description="Recorded with the ids.")
     dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
@@ -193,14 +186,14 @@ class WithdrawConfig(FlowConfig):
         self.asked()
 
     def asked(self) -> list[str]:
-        """The ids, files read.
+        """The ids, those of the file after those given by themselves.
 
         Raises:
-            InputError: There is none.
+            InputError: There is none, or the file cannot be read.
         """
-        ids = [id_ for value in self.ids for id_ in _ids_of(value)]
+        ids = [*self.ids, *(read_ids(self.ids_file) if self.ids_file is not None else ())]
         if not ids:
-            raise InputError(f"{', '.join(self.ids)} holds no id; give ids, or a file with one a line")
+            raise InputError("no document is named; give ids, or an ids file with one id a line")
         return ids
 
 

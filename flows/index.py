@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import IndexConfig
+from trackstar.storage.writer import changing
 from trackstar.tasks.index.contents import Index, existing_index, require_documents, require_same_settings, write_index
 from trackstar.tasks.index.corpus import plan_file, plan_requests
 from trackstar.tasks.index.curvature import reduce_curvature
@@ -21,6 +22,11 @@ from trackstar.tasks.runtime.stage import gather
 def index(config: IndexConfig) -> Index:
     """Write the projected gradient of every document, and the autocorrelation R_train they have."""
     config.check()
+    with changing(config.index):
+        return _index(config)
+
+
+def _index(config: IndexConfig) -> Index:
     existing = existing_index(config.index)
     plans = gather([plan_file.submit(request) for request in plan_requests(config.corpus)])
     corpus_shards = [shard for plan in plans for shard in plan.shards]

@@ -10,7 +10,7 @@ from trackstar.flows.config import AttributeConfig, IndexConfig, ReindexConfig
 from trackstar.flows.index import index
 from trackstar.storage.layout import location
 from trackstar.storage.queries import read_queries
-from trackstar.tasks.index.contents import existing_index
+from trackstar.tasks.index.contents import existing_index, missing_artifacts
 from trackstar.tasks.models.checkpoint import Checkpoint
 from trackstar.tasks.reindex.checkpoints import (
     RESULTS,
@@ -70,7 +70,8 @@ def _bring_up_to_date(found: Found, config: ReindexConfig, done: Reindexed) -> s
     checkpoint = identify(found)
     name = index_name(checkpoint)
     directory = str(location(config.indexes) / name)
-    if existing_index(directory) is None:
+    existing = existing_index(directory)
+    if existing is None or missing_artifacts(existing):
         index(_index_config(config, found, directory))
         done.indexed.append(name)
     if config.queries is not None:

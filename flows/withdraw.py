@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import WithdrawConfig
+from trackstar.storage.writer import changing
 from trackstar.tasks.index.contents import Index, read_index, write_index
 from trackstar.tasks.index.curvature import reduce_curvature
 from trackstar.tasks.index.withdrawals import TombstoneRequest, count_withdrawn, new_withdrawal, write_tombstones
@@ -15,6 +16,11 @@ from trackstar.tasks.index.withdrawals import TombstoneRequest, count_withdrawn,
 def withdraw(config: WithdrawConfig) -> Index:
     """Leave documents out of the candidates and out of R_train, and record when and why."""
     config.check()
+    with changing(config.index):
+        return _withdraw(config)
+
+
+def _withdraw(config: WithdrawConfig) -> Index:
     index = read_index(config.index)
     store = {"index": config.index, "shards": index.shards}
     withdrawal = new_withdrawal(

@@ -32,3 +32,7 @@ class MissingError(StorageError):
 
 class CorruptionError(StorageError):
     """Bytes on disk differ from the bytes that were written."""
+
+
+class LockedError(StorageError):
+    """Another process changes an index, and only one may at a time."""

@@ -2,9 +2,11 @@
 
     INDEX/
       index.json                     which shards, curvature and second moment make up the index; written last
+      index.lock index.lock.json     held by whoever changes the index; the second says who that is
       second_moment/<digest>/        second_moment.safetensors
       shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
       tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
+      tombstone_copies/<digest>/     the same files again: what cannot be computed anew is kept twice
       grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
       autocorrelation/<digest>/      matrices.zarr: R_train of each block
       spectrum/<digest>/             spectrum.safetensors: the eigenvalues of R_train, block by block
@@ -30,8 +32,20 @@ import re
 
 from upath import UPath
 
+from trackstar.storage.errors import InputError
+
+OF_AN_INDEX = frozenset(
+    {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
+     "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
+     "histograms", "rankings"}
+)  # fmt: skip
+OF_A_DEMO_OR_STUDY = frozenset({"checkpoints", "images", "pictures", "terms", "sweeps", "geometry", "parameters"})
+KINDS = OF_AN_INDEX | OF_A_DEMO_OR_STUDY
+
 MANIFEST = "manifest.json"
 INDEX = "index.json"
+LOCK = "index.lock"
+HOLDER = "index.lock.json"
 COST = "cost.json"
 COST_CURE = "delete this file: nothing is lost but the seconds that it tells"
 
@@ -67,10 +81,36 @@ METRICS = "metrics.json"
 REPORT = "report.html"
 
 
+FINISHED = r"[0-9a-f]{16}"
+DRAFT = r"\.[0-9a-f]{16}\.partial-[0-9a-f]{8}"
+PLACE = "a file, a directory or an object store URL"
+
+
 def location(url: object) -> UPath:
-    """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``)."""
-    path = UPath(str(url).removeprefix("file://"))
-    return path.absolute() if path.protocol == "" else path
+    """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``).
+
+    Raises:
+        InputError: It is empty, which would be the current directory, or names no place.
+    """
+    named = str(url).removeprefix("file://")
+    if not named.partition("://")[2 if "://" in named else 0].strip():
+        raise InputError(f"the path is {str(url)!r}, which names nothing; give {PLACE}")
+    if "\0" in named:
+        raise InputError(f"the path is {named!r}, and no path holds a null character; give {PLACE}")
+    try:
+        path = UPath(named)
+    except (ValueError, ImportError) as error:  # a scheme that nothing here reads
+        raise InputError(f"the path is {named!r}, which cannot be opened ({error}); give {PLACE}") from error
+    return path.absolute() if is_local(path) else path
+
+
+def is_local(path: UPath) -> bool:
+    return path.protocol in ("", "file")
+
+
+def is_link(path: UPath) -> bool:
+    """Whether a path is a symbolic link, to wherever it leads."""
+    return is_local(path) and path.is_symlink()
 
 
 def norms_file(shard: str) -> str:
@@ -79,7 +119,30 @@ def norms_file(shard: str) -> str:
 
 def is_artifact_name(name: str) -> bool:
     """Whether a directory of this name holds an artifact, finished or being written."""
-    return re.fullmatch(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.partial-[0-9a-f]{8}", name) is not None
+    return re.fullmatch(f"{FINISHED}|{DRAFT}", name) is not None
+
+
+def is_draft_name(name: str) -> bool:
+    """Whether a directory of this name holds an artifact that is being written, or was."""
+    return re.fullmatch(DRAFT, name) is not None
+
+
+def require_artifact_name(name: str) -> str:
+    """A name of an artifact below an index, ``<kind>/<16 hexadecimal digits>``, as it was.
+
+    Names come out of files, which anybody may have written; one that is a path of another kind must never become one.
+
+    Raises:
+        ValueError: It is no such name.
+    """
+    if re.fullmatch(f"[a-z][a-z_]*/{FINISHED}", name) is None:
+        raise ValueError(f"{name!r} names no artifact; expected KIND/DIGEST, such as shards/0123456789abcdef")
+    return name
+
+
+def artifact_path(index: object, name: str) -> UPath:
+    """The directory of an artifact, by the name that a file gives it."""
+    return location(index) / require_artifact_name(name)
 
 
 def artifact_directory(index: object, kind: str, digest: str) -> UPath:

@@ -10,19 +10,19 @@ sibling directory of its own, and the second to finish gives way.
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.layout import MANIFEST, is_artifact_name, location
-from trackstar.storage.locks import held, is_held
+from trackstar.storage.layout import MANIFEST, is_draft_name, is_link, is_local, location, require_artifact_name
+from trackstar.storage.locks import claimed
+from trackstar.storage.removal import artifacts_of, delete, new_draft_path, remove_artifact
 from trackstar.storage.sealed import sealed, unsealed
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -68,7 +68,7 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, AfterValidator(require_artifact_name)]
     digest: str
     facts: dict[str, Any]
 
@@ -151,19 +151,16 @@ def is_complete(directory: UPath, identity: Mapping[str, Any]) -> bool:
 @contextmanager
 def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) -> Iterator[Draft]:
     """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing."""
-    is_local = directory.protocol in ("", "file")
     _remove_leftovers(directory, identity)
-    draft = Draft(directory.parent / f".{directory.name}.partial-{uuid.uuid4().hex[:8]}" if is_local else directory)
-    draft.path.mkdir(parents=True, exist_ok=True)
-    with held(draft.path) if is_local else nullcontext():
+    with _new_draft(directory) as draft:
         try:
             yield draft
             write_manifest(draft, kind=kind, identity=identity)
-            if is_local:
+            if draft.path != directory:
                 _publish(draft.path, directory, identity)
         except BaseException:  # refused, failed or interrupted: of use to nobody
-            if is_local:
-                _remove(draft.path)
+            if draft.path != directory:
+                delete(draft.path)
             raise
 
 
@@ -208,21 +205,9 @@ def cure(directory: UPath) -> str:
     return f"run `trackstar verify {directory.parent.parent} --repair`, then {then} again: only this part is rebuilt"
 
 
-def remove_tree(directory: UPath) -> None:
-    """Delete an artifact, its manifest first, so that a half-deleted one is never taken for complete."""
-    (directory / MANIFEST).unlink(missing_ok=True)
-    if directory.exists():
-        _remove(directory)
-
-
-def _remove(directory: UPath) -> None:
-    with suppress(FileNotFoundError):  # another process removes it at the same time
-        directory.fs.rm(directory.path, recursive=True)
-
-
 def matches(path: UPath, digest: str) -> bool:
-    """Whether a file is there and has this SHA-256."""
-    return path.is_file() and digest_file(path) == digest
+    """Whether a file is there, is no link, and has this SHA-256."""
+    return path.is_file() and not is_link(path) and digest_file(path) == digest
 
 
 def _file_names(directory: UPath) -> list[str]:
@@ -238,6 +223,22 @@ def _is_old(draft: UPath) -> bool:
     return False
 
 
+@contextmanager
+def _new_draft(directory: UPath) -> Iterator[Draft]:
+    """A directory to write an artifact in, held as long as it is written; on an object store, the artifact's own."""
+    if not is_local(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        yield Draft(directory)
+        return
+    while True:
+        path = new_draft_path(directory)
+        path.mkdir(parents=True)
+        with claimed(path) as is_there:
+            if is_there:  # else another process took it, before it was held, for what a killed one left behind
+                yield Draft(path)
+                return
+
+
 def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> None:
     """Give a draft its name, unless another writer was first."""
     try:
@@ -245,18 +246,23 @@ def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> Non
     except OSError:
         if not is_complete(directory, identity):
             raise
-        _remove(draft)
+        delete(draft)
 
 
 def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
-    """Clear what an interrupted writer of this artifact, or long ago of another, left, and one of another identity."""
-    if directory.protocol in ("", "file") and directory.parent.is_dir():
-        for leftover in list(directory.parent.glob(".*.partial-*")):
+    """Clear what an interrupted writer of this artifact, or long ago of another, left, and one of another identity.
+
+    Raises:
+        StorageError: Something is in the artifact's place that is not ours.
+    """
+    if is_local(directory):
+        for leftover in list(artifacts_of(directory.parent)):
             is_own = leftover.name.startswith(f".{directory.name}.")
-            if is_artifact_name(leftover.name) and (is_own or _is_old(leftover)) and not is_held(leftover):
-                _remove(leftover)
-    if not is_complete(directory, identity):
-        remove_tree(directory)
+            if is_draft_name(leftover.name) and (is_own or _is_old(leftover)):
+                remove_artifact(leftover)
+    is_there = is_link(directory) or directory.exists()  # before it is read: another writer may publish it meanwhile
+    if is_there and not is_complete(directory, identity):
+        remove_artifact(directory)
 
 
 def _is_chunk(name: str) -> bool:

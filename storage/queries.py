@@ -77,6 +77,26 @@ def read_queries(path: object) -> list[Query]:
     return list(queries.values())
 
 
+def read_ids(path: object) -> list[str]:
+    """The ids of a UTF-8 text file, one a line, blank lines left out; an id is all of its line.
+
+    Raises:
+        InputError: The file cannot be read, is not UTF-8, or holds no id.
+    """
+    path = location(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); write it as UTF-8, one id a line") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path} cannot be read ({reason}); give a file with one id a line") from error
+    ids = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    if not ids:
+        raise InputError(f"{path} holds no id; give a file with one id a line")
+    return ids
+
+
 def queries_digest(queries: Sequence[Query]) -> str:
     """SHA-256 of what the queries say, in their order: not of how the file writes it."""
     return digest_of([query.model_dump(mode="json") for query in queries])

@@ -253,7 +253,8 @@ def reindex(
 @app.command()
 def withdraw(
     index: IndexOption,
-    ids: Annotated[list[str], typer.Option(help="Ids of documents, or files with one id a line.")],
+    ids: Annotated[list[str] | None, typer.Option(help="Ids of documents, one or more.")] = None,
+    ids_file: Annotated[str | None, typer.Option(help="File with one id a line, in UTF-8.")] = None,
     reason: Annotated[str, typer.Option(help="Recorded with the ids.")] = "",
     dask: DaskOption = "local",
 ) -> None:
@@ -263,7 +264,9 @@ def withdraw(
     from trackstar.flows.config import WithdrawConfig
     from trackstar.flows.withdraw import withdraw as flow
 
-    config = WithdrawConfig.model_validate({"index": index, "ids": ids, "reason": reason, "dask": dask})
+    config = WithdrawConfig.model_validate(
+        {"index": index, "ids": ids or (), "ids_file": ids_file, "reason": reason, "dask": dask}
+    )
     console.print(index_table(_run(flow, config)))
 
 
@@ -301,7 +304,7 @@ def verify(
 
     report, is_sound = verify_index(directory, repair=repair)
     console.print(report)
-    if not is_sound and not repair:
+    if not is_sound:
         raise typer.Exit(1)
 
 

@@ -12,11 +12,14 @@ from rich.table import Table
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import INDEX, METRICS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents, read_run
-from trackstar.storage.verification import Finding, findings, remove_damaged
+from trackstar.storage.tombstone_copies import restore
+from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
+from trackstar.storage.writer import changing
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
 SHOWN_CHARACTERS = 70
+SOUND = "all bytes are as they were written"
 SHORT_NAME = 12  # of a metric: no wider than its interval
 
 
@@ -134,24 +137,50 @@ def describe(directory: str) -> RenderableType:
 
 
 def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]:
-    """Check every artifact below a directory; with ``repair``, delete what is damaged."""
+    """Check every artifact of an index; with ``repair``, restore or delete what is damaged. Say whether all is sound.
+
+    Raises:
+        InputError: The directory is no index.
+        LockedError: Something is to be repaired in an index that another process changes.
+    """
     path = location(directory)
-    if not path.is_dir():
-        raise InputError(f"{directory} is no directory; give an index")
-    found = [finding for finding in findings(path) if finding is not None]
+    require_index(path)
     if repair:
-        remove_damaged(found)
-    lines = [f"{_colored(finding)} {escape(finding.problem)}" for finding in found]
+        return _repair(path)
+    found = [finding for finding in findings(path) if finding is not None]
     damaged = [finding for finding in found if finding.is_damage]
-    outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
-    closing = f"{len(damaged)} damaged or missing, {outcome}" if damaged else "all bytes are as they were written"
+    closing = f"{len(damaged)} damaged or missing, add --repair to restore or remove them" if damaged else SOUND
     if num_left := len(found) - len(damaged):
-        closing += f"; {num_left} left behind by an interrupted run{'' if repair else ', which --repair removes'}"
-    return Group(*lines, f"{path}: {closing}"), not damaged
+        closing += f"; {num_left} left behind by an interrupted run, which --repair removes"
+    return Group(*_finding_lines(found), escape(f"{path}: {closing}")), not damaged
 
 
-def _colored(finding: Finding) -> str:
-    return f"[{'red' if finding.is_damage else 'yellow'}]{escape(str(finding.path))}[/]"
+def _repair(path: Any) -> tuple[RenderableType, bool]:
+    with changing(path):
+        restored, lost = restore(path)
+        found = [finding for finding in findings(path) if finding is not None]
+        left = remove_damaged(found)
+    removed = [finding for finding in found if finding not in left]
+    lines = [f"{escape(name)} restored from its copy" for name in restored] + _finding_lines(removed)
+    num_damaged = sum(finding.is_damage for finding in removed)
+    outcomes = [
+        f"{num_damaged} damaged or missing, removed; index again to rebuild them" if num_damaged else "",
+        f"{len(removed) - num_damaged} left behind by an interrupted run, removed"
+        if len(removed) > num_damaged
+        else "",
+        f"{len(left)} left as they are, which nothing here may remove" if left else "",
+    ]
+    closing = "; ".join(filter(None, outcomes)) or SOUND
+    last = [f"[red]{escape(str(error))}[/]" for error in lost]
+    return Group(*lines, *_finding_lines(left), *last, escape(f"{path}: {closing}")), not left
+
+
+def _finding_lines(found: Iterable[Finding]) -> list[str]:
+    colors = ("red" if finding.is_damage else "yellow" for finding in found)
+    return [
+        f"[{color}]{escape(str(finding.path))}[/] {escape(finding.problem)}"
+        for color, finding in zip(colors, found, strict=True)
+    ]
 
 
 def _run_table(path: Any) -> RenderableType:

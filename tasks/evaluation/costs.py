@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from upath import UPath
 
-from trackstar.storage.layout import location
+from trackstar.storage.layout import artifact_path, location
 from trackstar.storage.manifest import Artifact, Manifest, require_manifest
 from trackstar.tasks.index.contents import Index, manifests
 from trackstar.tasks.runtime.costs import seconds
@@ -69,7 +69,8 @@ def index_seconds(index: Index) -> float | None:
 
 
 def _is_of(index: Index, parameters: Mapping[str, Any]) -> bool:
-    return str(location(parameters.get("config", {}).get("index", ""))) == str(index.path)
+    asked = parameters.get("config", {}).get("index") or ""
+    return bool(asked.strip()) and str(location(asked)) == str(index.path)
 
 
 def _computed(client: SyncPrefectClient, flow_run_ids: Sequence[Any]) -> Iterable[TaskRun]:
@@ -109,7 +110,7 @@ class _Timings:
             parts.setdefault(QUERY_GRADIENTS, []).extend(map(seconds, queries))
         if "train_norms" in manifest.facts:
             names = [manifest.facts.get(name) for name in ("factors", "train_norms", "spectrum")]
-            parts[CORPUS_STATISTICS] = [seconds(self._index / name) for name in names if name]
+            parts[CORPUS_STATISTICS] = [seconds(artifact_path(self._index, name)) for name in names if name]
         return parts
 
     def _build(self, manifest: Manifest) -> list[float | None]:

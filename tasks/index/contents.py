@@ -1,6 +1,7 @@
 """``index.json``: what an index is made of. Written last, it is what makes an index complete."""
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -11,17 +12,21 @@ from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, InputError, MissingError
 from trackstar.storage.index_file import index_bytes, read_index_file
-from trackstar.storage.layout import DOCUMENTS, INDEX, is_artifact_name, location
-from trackstar.storage.locks import is_held
-from trackstar.storage.manifest import Artifact, Manifest, read_manifest, remove_tree
+from trackstar.storage.layout import DOCUMENTS, INDEX, KINDS, is_draft_name, location
+from trackstar.storage.manifest import Artifact, Manifest, read_manifest
+from trackstar.storage.removal import artifacts_of, is_ours, remove_artifact
 from trackstar.storage.results import write_text
 from trackstar.storage.tables import read_table
+from trackstar.storage.tombstone_copies import keep_both, require_sound
+from trackstar.storage.writer import unread
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.curvature import CurvatureConfig
 from trackstar.tasks.index.second_moment import SecondMomentConfig
 from trackstar.tasks.index.shards import ShardRequest
 from trackstar.tasks.index.withdrawals import read_ids
 from trackstar.tasks.models.engine import EngineSpec
+
+logger = logging.getLogger(__name__)
 
 SHARDS = ShardRequest.kind
 IDS_AT_ONCE = 1 << 24  # compared in one piece
@@ -76,8 +81,18 @@ def read_index(url: str) -> Index:
     Raises:
         MissingError: There is none, or it was never finished.
         InputError: It is of another format version.
-        CorruptionError: Its index.json is not what was written.
+        CorruptionError: Its index.json is not what was written, or nobody can read which documents were withdrawn.
     """
+    return _with_tombstones(_read(url))
+
+
+def _with_tombstones(index: Index) -> Index:
+    if index.tombstones is not None:
+        require_sound(index.path, index.tombstones.name)
+    return index
+
+
+def _read(url: str) -> Index:
     value = read_index_file(location(url))
     try:
         found = Index.model_validate(value)
@@ -88,11 +103,16 @@ def read_index(url: str) -> Index:
 
 
 def existing_index(url: str) -> Index | None:
-    """The index that is there, or None; an unreadable index.json is written anew, from artifacts named by content."""
+    """The index that is there, or None; an unreadable index.json is written anew, from artifacts named by content.
+
+    Raises:
+        CorruptionError: Nobody can read which documents were withdrawn.
+    """
     try:
-        return read_index(url)
+        found = _read(url)
     except (MissingError, CorruptionError):
         return None
+    return _with_tombstones(found)
 
 
 def require_same_settings(existing: Index | None, engine: EngineSpec, config: SecondMomentConfig) -> None:
@@ -161,22 +181,46 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
     return tuple(shards)
 
 
+def missing_artifacts(index: Index) -> list[str]:
+    """Names of the artifacts an index is made of that are not there, or are not those it was made of."""
+    V, R = index.engine.second_moment, index.autocorrelation
+    named = [*index.shards, *index.grams, *(artifact for artifact in (V, R, index.tombstones) if artifact)]
+    return [artifact.name for artifact in named if not _is_there(index.path / artifact.name, artifact.digest)]
+
+
+def _is_there(directory: UPath, digest: str) -> bool:
+    manifest = read_manifest(directory)
+    return manifest is not None and manifest.digest == digest
+
+
 def write_index(index: Index) -> None:
-    """Publish an index, then remove the shards that no longer belong to it, and what rests on what is gone."""
+    """Publish an index, then remove the shards that no longer belong to it, and what rests on what is gone.
+
+    Raises:
+        MissingError: Something it is made of is not there, or is another thing by now.
+    """
+    if index.tombstones is not None:
+        keep_both(index.path, index.tombstones.name)
+    if missing := missing_artifacts(index):
+        raise MissingError(index.path / missing[0], "is not what was just written", "run the same command again")
     write_text(index.path / INDEX, index_bytes(json.loads(index.model_dump_json())).decode())
-    kept = {location(index.path / shard.name).name for shard in index.shards}
-    for directory in list((index.path / SHARDS).iterdir()):
-        if directory.name not in kept and not is_held(directory):  # another run may be writing it
-            remove_tree(directory)
-    _remove_outdated(index)
+    with unread(index.path) as is_unread:
+        if is_unread:
+            _remove_outdated(index)
+        else:
+            logger.info("What is outdated in %s stays until the next change: it is being read", index.path)
 
 
 def _remove_outdated(index: Index) -> None:
-    """Remove R_train where another has taken its place, and whatever was derived from something that is gone.
+    """Remove shards that no longer belong, R_train where another has taken its place, and what rests on what is gone.
 
-    They are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
+    These are as large as many documents, and each appended file or withdrawal leaves a set of them behind.
     """
-    stores = [kind for kind in index.path.iterdir() if kind.name.endswith(SHARDS)]  # other methods have their own
+    belonging = {shard.name for shard in index.shards}
+    for directory in artifacts_of(index.path / SHARDS):
+        if f"{SHARDS}/{directory.name}" not in belonging and is_ours(directory):
+            remove_artifact(directory)
+    stores = [index.path / kind for kind in KINDS if kind.endswith(SHARDS)]  # other methods have their own
     kept = {manifest.digest for kind in stores for _, manifest in manifests(kind)}
     own = {shard.digest for shard in index.shards}
     current = index.autocorrelation and index.autocorrelation.digest
@@ -185,8 +229,8 @@ def _remove_outdated(index: Index) -> None:
             is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
             if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
                 kept.add(manifest.digest)
-            else:
-                remove_tree(directory)
+            elif is_ours(directory):
+                remove_artifact(directory)
 
 
 def _sources(identity: Mapping[str, Any]) -> set[str]:
@@ -196,8 +240,9 @@ def _sources(identity: Mapping[str, Any]) -> set[str]:
 
 
 def manifests(kind: UPath) -> Iterator[tuple[UPath, Manifest]]:
-    for directory in list(kind.iterdir()) if kind.is_dir() else []:
-        manifest = read_manifest(directory) if is_artifact_name(directory.name) else None
+    """The finished artifacts of a kind, and what their manifests say."""
+    for directory in artifacts_of(kind):
+        manifest = None if is_draft_name(directory.name) else read_manifest(directory)
         if manifest is not None:
             yield directory, manifest
 

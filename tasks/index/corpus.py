@@ -30,6 +30,13 @@ class CorpusConfig(BaseModel):
             raise ValueError(f"{taken if taken is not True else 'a name'} is there already; name other columns")
         return names
 
+    @field_validator("paths")
+    @classmethod
+    def _require_places(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            location(path)
+        return paths
+
     def files(self) -> list[CorpusFile]:
         return corpus_files(self.paths)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from trackstar.storage.corpus import CorpusShard, read_documents
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import SECOND_MOMENT
-from trackstar.storage.manifest import Artifact, Draft
+from trackstar.storage.layout import SECOND_MOMENT, artifact_path
+from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import write_tensors
 from trackstar.tasks.models.checkpoint import (
     Checkpoint,
@@ -99,18 +99,33 @@ def second_moment(
 ) -> Artifact | None:
     """V for an engine that has none yet, or None where gradients are not to be divided.
 
-    An estimate is made once in the life of an index: a corpus that grows must not change the gradients it has.
+    An estimate is made once in the life of an index: a corpus that grows must not change the gradients it has. One that
+    was lost is made again from the sample it was made from, as long as the corpus still begins with that sample.
     """
     mode = config.resolve(engine.checkpoint)
     if mode == "none":
         return None
-    if mode == "estimated" and existing is not None and _is_estimate(existing, engine):
-        return existing.second_moment
-    sample: dict[str, Any] = {}
-    if mode == "estimated":
-        sample = {"sample": tuple(shards), "text_column": text_column, **config.model_dump(exclude={"mode"})}
     common = {"index": engine.index, "checkpoint": engine.checkpoint, "model": engine.model}
-    return write_second_moment(SecondMomentRequest(gradient=engine.gradient, mode=mode, **common, **sample))
+    request = SecondMomentRequest(gradient=engine.gradient, mode=mode, **common)
+    if mode != "estimated":
+        return write_second_moment(request)
+    sample = {"sample": tuple(shards), "text_column": text_column, **config.model_dump(exclude={"mode"})}
+    request = request.model_copy(update=sample)
+    if existing is None or not _is_estimate(existing, engine):
+        return write_second_moment(request)
+    V = existing.second_moment
+    manifest = read_manifest(artifact_path(engine.index, V.name))
+    if manifest is not None and manifest.digest == V.digest:
+        return V
+    return write_second_moment(_of_sample(request, V.name) or request)
+
+
+def _of_sample(request: SecondMomentRequest, name: str) -> SecondMomentRequest | None:
+    """The request whose artifact has this name, if its sample is made of the first files of the corpus."""
+    files = [shard.id_prefix for shard in request.sample]
+    ends = [end for end in range(len(files), 0, -1) if end == len(files) or files[end] != files[end - 1]]
+    requests = (request.model_copy(update={"sample": request.sample[:end]}) for end in ends)
+    return next((found for found in requests if f"{found.kind}/{found.directory.name}" == name), None)
 
 
 def _is_estimate(existing: EngineSpec, engine: EngineSpec) -> bool:

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import DOCUMENTS, TOMBSTONES, is_artifact_name, location
-from trackstar.storage.manifest import Artifact, Draft, read_manifest
+from trackstar.storage.layout import DOCUMENTS, TOMBSTONES, location
+from trackstar.storage.manifest import Artifact, Draft, require_manifest
 from trackstar.storage.tables import read_table, write_table
+from trackstar.storage.tombstone_copies import require_sound, tables
 from trackstar.tasks.runtime.stage import StageRequest, stage
 
 TOMBSTONE_SCHEMA = {"id": pl.String, "withdrawn_at": pl.String, "reason": pl.String}
@@ -88,13 +89,17 @@ def withdrawn_rows(shards: Sequence[UPath], tombstones: Artifact | None, index: 
 
 
 def newest_tombstones(index: str) -> Artifact | None:
-    """The last table of tombstones an index directory holds: an index.json that was lost must bring nothing back."""
+    """The last table of tombstones an index directory holds: an index.json that was lost must bring nothing back.
+
+    Raises:
+        CorruptionError: A table cannot be read: which documents were withdrawn is then not known.
+    """
     found = []
-    for directory in _directories(location(index) / TombstoneRequest.kind):
-        manifest = read_manifest(directory)
-        if manifest is not None:
-            name = f"{TombstoneRequest.kind}/{directory.name}"
-            found.append(Artifact(name=name, digest=manifest.digest, facts=manifest.facts))
+    for digest in tables(location(index)):
+        name = f"{TombstoneRequest.kind}/{digest}"
+        require_sound(location(index), name)
+        manifest = require_manifest(location(index) / name)
+        found.append(Artifact(name=name, digest=manifest.digest, facts=manifest.facts))
     return max(found, key=lambda artifact: artifact.facts["num_ids"], default=None)
 
 
@@ -129,10 +134,6 @@ def new_withdrawal(
     if not num_left:
         raise InputError("that would withdraw every document there is; delete the index instead")
     return Withdrawal(ids=tuple(wanted), at=at, reason=reason) if wanted else None
-
-
-def _directories(kind: UPath) -> list[UPath]:
-    return [path for path in kind.iterdir() if is_artifact_name(path.name)] if kind.is_dir() else []
 
 
 def _shortened(shown: str, count: int) -> str:

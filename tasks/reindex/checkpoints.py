@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from trackstar.storage.errors import CorruptionError, InputError, MissingError
-from trackstar.storage.layout import INDEX, location
-from trackstar.storage.manifest import remove_tree
+from trackstar.storage.errors import CorruptionError, InputError, MissingError, StorageError
+from trackstar.storage.layout import is_link, location
 from trackstar.storage.queries import Query
+from trackstar.storage.removal import remove_index
 from trackstar.storage.results import read_sealed, write_sealed
-from trackstar.tasks.index.contents import existing_index
+from trackstar.storage.writer import changing, unread
+from trackstar.tasks.index.contents import read_index
 from trackstar.tasks.models.checkpoint import Checkpoint, model_files, read_checkpoint
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
@@ -118,18 +119,29 @@ def newest(found: Sequence[Found], keep_last: int | None) -> list[Found]:
 def remove_old_indexes(directory: str, *, checkpoints: str, kept: set[str]) -> list[str]:
     """Remove the indexes of this checkpoint directory that are not kept; return their names.
 
-    What is no finished index, or is one of a checkpoint from elsewhere, is left alone; so are all results.
+    What is no finished index, or is one of a checkpoint from elsewhere, is left alone; so are all results, and whatever
+    in an index is not ours. An index that is being read goes next time.
     """
     removed = []
     for entry in sorted(location(directory).iterdir(), key=lambda entry: entry.name):
-        index = existing_index(str(entry)) if entry.is_dir() and entry.name not in kept else None
-        if index is None or entry.name != index_name(index.engine.checkpoint):
+        if entry.name in kept or is_link(entry) or not _is_index_of(entry, checkpoints):
             continue
-        if location(index.engine.checkpoint.path).parent == location(checkpoints):
-            (entry / INDEX).unlink()  # first: a half-removed index must not look finished
-            remove_tree(entry)
-            removed.append(entry.name)
+        with changing(entry), unread(entry) as is_unread:
+            if is_unread:
+                remove_index(entry)
+                removed.append(entry.name)
     return removed
+
+
+def _is_index_of(entry: UPath, checkpoints: str) -> bool:
+    """Whether this is the index of a checkpoint of this directory, under the name we gave it."""
+    try:
+        index = read_index(str(entry))
+    except StorageError:
+        return False
+    if entry.name != index_name(index.engine.checkpoint):
+        return False
+    return location(index.engine.checkpoint.path).parent == location(checkpoints)
 
 
 def asked_of(results: UPath) -> Asked | None:

@@ -11,7 +11,15 @@ import polars as pl
 from numpy import ndarray
 from upath import UPath
 
-from trackstar.storage.layout import DOCUMENTS, EVIDENCE_SCORES, HISTOGRAM, QUERIES, QUERY_VECTORS, RANKING, location
+from trackstar.storage.layout import (
+    DOCUMENTS,
+    EVIDENCE_SCORES,
+    HISTOGRAM,
+    QUERIES,
+    QUERY_VECTORS,
+    RANKING,
+    artifact_path,
+)
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.queries import Query
@@ -87,13 +95,13 @@ def histogram_request(
 def count_scores(request: HistogramRequest, draft: Draft) -> None:
     """Write query_id, low, high, counts; and query_id, candidate_id, score of the evidence."""
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
-    facts, root = request.ranking.facts, location(request.index)
+    facts = request.ranking.facts
     bases = query_bases(
         request,
-        facts["factors"] and root / facts["factors"],
+        facts["factors"] and artifact_path(request.index, facts["factors"]),
         read_arrays(request.queries.path(request.index), QUERY_VECTORS),
     )
-    common = Pass(root / facts["train_norms"], (facts["mixing_weight"],), request.config)
+    common = Pass(artifact_path(request.index, facts["train_norms"]), (facts["mixing_weight"],), request.config)
     counting = _counting(request, query_ids)
     candidates = Candidates(request.shards, request.index, request.tombstones)
     parts = [

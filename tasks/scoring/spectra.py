@@ -10,6 +10,7 @@ from upath import UPath
 from trackstar.storage.layout import SPECTRUM
 from trackstar.storage.manifest import Artifact, read_manifest
 from trackstar.storage.matrices import read_arrays
+from trackstar.storage.removal import artifacts_of
 from trackstar.tasks.numerics import curvature
 
 Spectrum = Mapping[str, ndarray]  # eigenvalues of each block
@@ -73,7 +74,7 @@ def _row(name: str, report: Mapping[str, Any]) -> str:
 
 def _derived(kind: UPath, autocorrelation: Artifact) -> Iterator[tuple[UPath, dict[str, Any]]]:
     """The finished artifacts of a kind that were made from this R_train."""
-    for directory in sorted(kind.iterdir()) if kind.is_dir() else []:
+    for directory in artifacts_of(kind):
         manifest = read_manifest(directory)
         if manifest is not None and manifest.identity.get("autocorrelation") == autocorrelation.digest:
             yield directory, manifest.identity

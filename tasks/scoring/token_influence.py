@@ -9,7 +9,7 @@ import torch
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field
 
-from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, location
+from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, artifact_path
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import PROPONENT
@@ -123,7 +123,7 @@ def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequenc
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
     facts = request.ranking.facts
-    weight, factors = facts["mixing_weight"], facts["factors"] and location(request.index) / facts["factors"]
+    weight, factors = facts["mixing_weight"], facts["factors"] and artifact_path(request.index, facts["factors"])
     num_queries = request.queries.facts["num_queries"]
     blocks, m_norms, q_norms = {}, np.zeros(len(sequences)), np.zeros(num_queries)
     for block, phi in vectors.items():

@@ -12,6 +12,7 @@ from trackstar.flows.attribute import attribute
 from trackstar.flows.cli.runs import _wait_for_task_runs
 from trackstar.flows.config import AttributeConfig, IndexConfig
 from trackstar.flows.index import index
+from trackstar.storage.layout import LOCK
 from trackstar.storage.results import PROPONENT
 
 
@@ -48,12 +49,16 @@ def read_scores(out):
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory, hidden ones included, by its relative name."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    """Every file below a directory but its lock, hidden ones included, by its relative name."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in _files(directory)}
 
 
 def modification_times(directory: Path) -> dict[str, int]:
-    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in directory.rglob("*") if p.is_file()}
+    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in _files(directory)}
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and path.name != LOCK]
 
 
 def task_states(flow, config) -> list[tuple[str, str]]:

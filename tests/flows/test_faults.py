@@ -19,10 +19,15 @@ def start_index(directory, checkpoint, corpus):
     arguments = ["--checkpoint", checkpoint, "--corpus", corpus, "--index", directory, "--shard-size", "1"]
     return subprocess.Popen(
         [sys.executable, "-m", "trackstar.flows.cli.commands", "index", *map(str, arguments), "--projection-dim", "4"],
-        env={**os.environ, "PREFECT_API_URL": str(get_current_settings().api.url)},
+        env=server_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def server_environment():
+    """That of a process on the tests' Prefect server."""
+    return {**os.environ, "PREFECT_API_URL": str(get_current_settings().api.url)}
 
 
 def wait_for_shards(directory, count, process):

@@ -29,8 +29,8 @@ def built(llama, corpus, tmp_path):
     return tmp_path / "index"
 
 
-def remove(directory, *ids, reason="consent"):
-    return withdraw(WithdrawConfig(index=str(directory), ids=ids, reason=reason))
+def remove(directory, *ids, reason="consent", ids_file=None):
+    return withdraw(WithdrawConfig(index=str(directory), ids=ids, ids_file=ids_file and str(ids_file), reason=reason))
 
 
 def ask(directory, queries, out, **settings):
@@ -51,7 +51,7 @@ def printed(renderable):
 
 def test_withdrawing_equals_an_index_that_never_had_the_documents(built, llama, corpus, queries, tmp_path):
     (tmp_path / "ids.txt").write_text("d14\nd15\n")
-    changed = remove(built, "d1", str(tmp_path / "ids.txt"))
+    changed = remove(built, "d1", ids_file=tmp_path / "ids.txt")
     assert (changed.num_withdrawn, changed.autocorrelation.facts["num_documents"]) == (3, len(TEXTS) - 3)
     for file in sorted(corpus.iterdir()):
         lines = [line for line in file.read_text().splitlines() if json.loads(line)["id"] not in GONE]

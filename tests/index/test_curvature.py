@@ -17,7 +17,9 @@ DIMS = {"attention.00": 6, "mlp.00": 4}
 def shards(tmp_path):
     """Three shards of random rows, one of them empty."""
     rng = np.random.default_rng(0)
-    return tuple(write_shard(tmp_path, name, rng, count) for name, count in {"a": 7, "b": 0, "c": 5}.items())
+    return tuple(
+        write_shard(tmp_path, name, rng, count) for name, count in {"a" * 16: 7, "b" * 16: 0, "c" * 16: 5}.items()
+    )
 
 
 def write_shard(index, name, rng, count):

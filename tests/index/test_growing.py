@@ -146,7 +146,7 @@ def test_sums_of_shards_are_used_and_not_computed_again(index, store, monkeypatc
 
 def test_a_changed_shard_leaves_all_closed_groups_but_its_own_as_they_were(store):
     shards = [
-        store[0][0].model_copy(update={"digest": f"{number:016x}".ljust(64, "0"), "name": f"shards/{number}"})
+        store[0][0].model_copy(update={"digest": f"{number:016x}".ljust(64, "0"), "name": f"shards/{number:016x}"})
         for number in np.random.default_rng(0).integers(1, 2**63, size=200).tolist()
     ]
     before = closed_groups(shards, mean_size=8)

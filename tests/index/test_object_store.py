@@ -8,8 +8,9 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from upath import UPath
 
-from tests.scoring.test_score_pass import gradients, in_this_process, rank  # noqa: F401  (the first two are fixtures)
-from trackstar.storage.manifest import damaged_files, is_complete, remove_tree
+from tests.scoring.test_score_pass import gradients, in_this_process, rank, shard_name  # noqa: F401  (the first two are fixtures)
+from trackstar.storage.manifest import damaged_files, is_complete
+from trackstar.storage.removal import remove_artifact
 
 # botocore and aiohttp close sockets when they are collected
 pytestmark = pytest.mark.filterwarnings("default", "ignore::ResourceWarning")
@@ -37,8 +38,8 @@ def bucket(monkeypatch):
 def test_ranking_from_an_object_store_is_that_of_a_directory(gradients, in_this_process, bucket):  # noqa: F811
     index = UPath(f"{bucket}/index")
     assert rank(index, gradients).equals(in_this_process)
-    shard = index / "shards" / "0"
+    shard = index / shard_name("0")
     assert damaged_files(shard) == []
-    remove_tree(shard)
+    assert remove_artifact(shard)
     assert not is_complete(shard, {"name": "0"})
     assert not shard.fs.find(shard.path)

@@ -14,7 +14,7 @@ from tests.reference import influence
 from trackstar.storage.errors import InputError
 from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING
-from trackstar.storage.manifest import Artifact, new_artifact, require_manifest
+from trackstar.storage.manifest import Artifact, digest_of, new_artifact, require_manifest
 from trackstar.storage.matrices import write_arrays
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.storage.tables import read_table, write_table
@@ -27,6 +27,7 @@ from trackstar.tasks.scoring.whitening import FactorRequest, TrainNormsRequest, 
 DIMS = {"attention.00": 6, "mlp.00": 4}
 SHARD_ROWS = (7, 0, 5, 9, 6)
 NUM_QUERIES = 3
+QUERY_SET = f"queries/{0:016x}"
 CONFIG = ScoreConfig(mixing_weight=0.9, top_k=4)
 SCORES_DONE, REDUCTION_DONE = "_rank_shard", "_write_block_autocorrelation"
 
@@ -47,21 +48,26 @@ def write_store(index, gradients):
         rows = {name: vectors[start : start + count] for name, vectors in documents.items()}
         shards.append(write_shard(index, f"{number}", rows, [f"d{start + row}" for row in range(count)]))
         start += count
-    with new_artifact(index / "queries" / "0", kind="queries", identity={}) as draft:
+    with new_artifact(index / QUERY_SET, kind="queries", identity={}) as draft:
         write_arrays(draft.path / QUERY_VECTORS, queries)
         write_table(draft.path / QUERIES, pl.DataFrame({"query_id": [f"q{n}" for n in range(NUM_QUERIES)]}))
         draft.facts["num_queries"] = NUM_QUERIES
-    return tuple(shards), reference_to(index, "queries/0")
+    return tuple(shards), reference_to(index, QUERY_SET)
 
 
 def write_shard(index, name, rows, ids):
-    with new_artifact(index / "shards" / name, kind="shards", identity={"name": name}) as draft:
+    place = shard_name(name)
+    with new_artifact(index / place, kind="shards", identity={"name": name}) as draft:
         writer = GradientWriter(draft.path, DIMS, max_rows=len(ids), chunk_rows=4)
         writer.append(rows)
         writer.close()
         write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": ids}, schema={"id": pl.String}))
         draft.facts |= {"num_documents": len(ids), "block_dims": DIMS}
-    return reference_to(index, f"shards/{name}")
+    return reference_to(index, place)
+
+
+def shard_name(name):
+    return f"shards/{digest_of({'name': name})[:16]}"
 
 
 def reference_to(index, name):

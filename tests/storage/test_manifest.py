@@ -5,7 +5,7 @@ import pytest
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.locks import held
+from trackstar.storage.locks import claimed
 from trackstar.storage.manifest import (
     Artifact,
     damaged_files,
@@ -14,9 +14,9 @@ from trackstar.storage.manifest import (
     new_artifact,
     read_checked,
     read_manifest,
-    remove_tree,
     require_manifest,
 )
+from trackstar.storage.removal import remove_artifact
 
 IDENTITY = {"stage": "things", "seed": 3}
 
@@ -68,7 +68,7 @@ def test_a_leftover_of_another_artifact_is_cleared_when_it_is_old_and_nobody_wri
     _write(directory)
     assert (new.is_dir(), old.is_dir(), foreign.is_dir()) == (True, False, True)
     os.utime(new, (0, 0))
-    with held(new):
+    with claimed(new):
         _write(directory.parent / "0000000000000000")
     assert new.is_dir()
 
@@ -123,7 +123,7 @@ def test_a_reference_leads_only_to_the_files_it_was_made_of(directory, tmp_path)
     reference = Artifact(name="things/0123456789abcdef", digest=require_manifest(_write(directory)).digest, facts={})
     index = str(tmp_path / "index")
     assert reference.path(index) == directory
-    remove_tree(directory)
+    remove_artifact(directory)
     with pytest.raises(MissingError):
         reference.path(index)
     with new_artifact(directory, kind="things", identity=IDENTITY) as draft:
@@ -133,7 +133,7 @@ def test_a_reference_leads_only_to_the_files_it_was_made_of(directory, tmp_path)
 
 
 def test_a_removed_artifact_is_gone(directory):
-    remove_tree(_write(directory))
+    assert remove_artifact(_write(directory))
     assert not directory.exists()
 
 

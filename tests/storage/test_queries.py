@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.queries import Query, queries_digest, read_queries
+from trackstar.storage.queries import Query, queries_digest, read_ids, read_queries
 
 GOOD = {"id": "q1", "prompt": "The capital of France is", "completion": " Paris"}
 
@@ -109,3 +109,24 @@ def test_the_digest_is_of_the_content_and_the_order(tmp_path):
     changed = [[other, GOOD], [GOOD], [GOOD, {**other, "completion": "Paris"}], [GOOD, {**other, "relevant_ids": []}]]
     digests = {queries_digest(read_queries(write(tmp_path / "c.jsonl", *lines))) for lines in changed}
     assert len(digests | {digest}) == len(changed) + 1
+
+
+def test_an_id_is_all_of_its_line_whatever_it_looks_like(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes("\ufeffd1\r\n\n  https://example.invalid/a \n/etc/passwd\nü\u2028ber\n \nlast".encode())
+    assert read_ids(path) == ["d1", "  https://example.invalid/a ", "/etc/passwd", "ü\u2028ber", "last"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(b"d1\n\xff\n", "is not UTF-8 .byte 3."), (b"\n \n", "holds no id"), (b"", "holds no id")]
+)
+def test_a_file_without_readable_ids_is_refused(tmp_path, content, sentence):
+    (tmp_path / "ids.txt").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        read_ids(tmp_path / "ids.txt")
+
+
+def test_a_file_of_ids_that_is_missing_or_a_directory_is_refused(tmp_path):
+    for path in (tmp_path / "absent.txt", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_ids(path)

@@ -1,11 +1,12 @@
 import pytest
 from upath import UPath
 
+from trackstar.storage.errors import InputError
 from trackstar.storage.index_file import index_bytes
-from trackstar.storage.locks import held
+from trackstar.storage.locks import claimed
 from trackstar.storage.manifest import new_artifact, require_manifest
 from trackstar.storage.results import write_sealed
-from trackstar.storage.verification import findings, remove_damaged
+from trackstar.storage.verification import findings, remove_damaged, require_index, require_no_indexes
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_every_kind_of_damage_is_found(index):
 def test_a_draft_that_a_living_process_writes_is_no_finding(index):
     draft = index / "shards" / ".cccccccccccccccc.partial-00000000"
     draft.mkdir()
-    with held(draft):
+    with claimed(draft):
         assert _problems(index) == []
 
 
@@ -82,3 +83,133 @@ def test_repair_removes_what_is_damaged_and_nothing_else(index):
     remove_damaged([finding for finding in findings(index) if finding is not None])
     assert [path.name for path in (index / "shards").iterdir()] == ["b" * 16]
     assert (index / "notes" / "mine" / "thoughts.txt").exists()
+
+
+def repair(index):
+    return remove_damaged([finding for finding in findings(index) if finding is not None])
+
+
+def everything(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "shards/../../outside", "/etc", "s3://bucket/x", "shards/my-notes", "", None, 7]
+)
+def test_a_name_in_index_json_never_leads_out_of_the_index(index, name):
+    outside = index.parent / "outside"
+    outside.mkdir()
+    (outside / "manifest.json").write_text("{}")
+    value = {"shards": [{"name": name, "digest": "0" * 64, "facts": {}}]}
+    (index / "index.json").write_bytes(index_bytes(value))
+    (finding,) = [finding for finding in findings(index) if finding is not None]
+    assert finding.path == index / "index.json"
+    assert "names no artifact" in finding.problem
+    repair(index)
+    assert (outside / "manifest.json").exists()
+    assert not (index / "index.json").exists()
+    assert len(list((index / "shards").iterdir())) == 2
+
+
+def test_an_artifact_behind_a_link_is_neither_verified_nor_deleted(index):
+    shard = index / "shards" / ("a" * 16)
+    shard.rename(index.parent / "elsewhere")
+    (index.parent / "elsewhere" / "file").write_bytes(b"x")
+    shard.symlink_to(index.parent / "elsewhere", target_is_directory=True)
+    assert _problems(index) == ["is reached by a symbolic link, which is not followed; put the directory there"]
+    assert [finding.path for finding in repair(index)] == [shard]
+    assert shard.is_symlink()
+    assert (index.parent / "elsewhere" / "file").exists()
+
+
+def test_a_file_that_became_a_link_is_damaged_whatever_it_leads_to(index):
+    file = index / "shards" / ("a" * 16) / "file"
+    file.rename(index.parent / "elsewhere")
+    file.symlink_to(index.parent / "elsewhere")
+    assert _problems(index) == ["has damaged files: file"]
+    assert repair(index) == []
+    assert (index.parent / "elsewhere").read_bytes() == b"a"
+
+
+def test_what_is_not_ours_among_the_artifacts_is_no_finding_and_stays(index):
+    (index / "shards" / ".DS_Store").write_bytes(b"")
+    (index / "shards" / "my-notes").mkdir()
+    (index / "shards" / "my-notes" / "thoughts.txt").write_text("kept")
+    (index / "shards" / ("e" * 16)).mkdir()
+    (index / "shards" / ("e" * 16) / "thoughts.txt").write_text("kept")
+    (index / "shards" / ("f" * 16)).write_text("a file")
+    (index / "shards" / "link").symlink_to(index / "shards" / "my-notes", target_is_directory=True)
+    (index / "notes" / ("c" * 16)).mkdir(parents=True)
+    before = everything(index)
+    assert _problems(index) == []
+    assert repair(index) == []
+    assert everything(index) == before
+
+
+def test_a_damaged_artifact_that_somebody_put_something_in_is_left_and_the_finding_says_so(index):
+    (index / "shards" / ("a" * 16) / "file").write_bytes(b"x")
+    (index / "shards" / ("a" * 16) / "thoughts.txt").write_text("kept")
+    (problem,) = _problems(index)
+    assert problem == ("has damaged files: file; thoughts.txt in it is not ours, move it elsewhere to have it repaired")
+    assert [finding.path.name for finding in repair(index)] == ["a" * 16]
+    assert (index / "shards" / ("a" * 16) / "thoughts.txt").exists()
+
+
+def test_a_draft_that_a_living_process_writes_is_no_finding_and_stays(index):
+    draft = index / "shards" / f".{'c' * 16}.partial-00000000"
+    draft.mkdir()
+    with claimed(draft):
+        assert _problems(index) == []
+    found = [finding for finding in findings(index) if finding is not None]
+    with claimed(draft):  # taken up between the two
+        assert remove_damaged(found) == found
+    assert draft.is_dir()
+    assert remove_damaged(found) == []
+
+
+def empty(directory):
+    directory.mkdir()
+
+
+def of_somebody_else(directory):
+    """What looks like an index and is none: digests as names, an index.json, a manifest.json."""
+    for name in ("shards", "objects"):
+        (directory / name / ("a" * 16)).mkdir(parents=True)
+        (directory / name / ("a" * 16) / "manifest.json").write_text('{"name": "a web application"}')
+    (directory / "shards" / ("b" * 16)).mkdir()
+    (directory / "shards" / ("c" * 16)).mkdir()
+    (directory / "shards" / ("c" * 16) / "thesis.docx").write_text("kept")
+    (directory / "index.json").write_text('{"pages": []}')
+
+
+@pytest.mark.parametrize("make", [empty, of_somebody_else])
+def test_what_is_no_index_is_refused(tmp_path, make):
+    make(UPath(tmp_path) / "it")
+    with pytest.raises(InputError, match=r"is no index: .*; give a directory that `trackstar index` wrote"):
+        require_index(UPath(tmp_path) / "it")
+
+
+def test_a_file_and_nothing_at_all_are_no_index(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "absent"):
+        with pytest.raises(InputError, match="is no directory"):
+            require_index(UPath(tmp_path) / name)
+
+
+def test_a_directory_of_indexes_is_none(index):
+    (index / "index.json").write_text('{"engine": {}, "shards": []}')
+    for check in (require_index, require_no_indexes):
+        with pytest.raises(InputError, match=r"holds indexes and is none; name one of them, such as .*/index"):
+            check(index.parent)
+
+
+def test_an_index_is_one_while_it_is_built_and_when_its_index_json_is_damaged(index):
+    require_no_indexes(index)
+    for content in (b"{", b""):
+        (index / "index.json").write_bytes(content)
+        require_index(index)
+    (index / "index.json").unlink()
+    require_index(index)
+    for shard in (index / "shards").iterdir():
+        shard.rename(index / "shards" / f".{shard.name}.partial-01234567")
+    require_index(index)
