@@ -92,16 +92,26 @@ def location(url: object) -> UPath:
     Raises:
         InputError: It is empty, which would be the current directory, or names no place.
     """
-    named = str(url).removeprefix("file://")
-    if not named.partition("://")[2 if "://" in named else 0].strip():
-        raise InputError(f"the path is {str(url)!r}, which names nothing; give {PLACE}")
-    if "\0" in named:
-        raise InputError(f"the path is {named!r}, and no path holds a null character; give {PLACE}")
+    named = require_named(str(url)).removeprefix("file://")
     try:
         path = UPath(named)
     except (ValueError, ImportError) as error:  # a scheme that nothing here reads
         raise InputError(f"the path is {named!r}, which cannot be opened ({error}); give {PLACE}") from error
     return path.absolute() if is_local(path) else path
+
+
+def require_named(url: str) -> str:
+    """A path or URL as it was, unless it names nothing.
+
+    Raises:
+        InputError: It is empty, or holds what no path does.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not (rest if separator else scheme).strip():
+        raise InputError(f"the path is {url!r}, which names nothing; give {PLACE}")
+    if "\0" in url:
+        raise InputError(f"the path is {url!r}, and no path holds a null character; give {PLACE}")
+    return url
 
 
 def is_local(path: UPath) -> bool:

@@ -14,7 +14,7 @@ from trackstar.storage.layout import INDEX, METRICS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents, read_run
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
-from trackstar.storage.writer import changing
+from trackstar.storage.writer import changing, reading
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
@@ -129,8 +129,9 @@ def describe(directory: str) -> RenderableType:
     if (path / INDEX).exists():
         from trackstar.tasks.index.contents import read_index
 
-        index = read_index(directory)
-        return Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
+        with reading(path):
+            index = read_index(directory)
+            return Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
     if (path / RUN).exists():
         return _run_table(path)
     raise InputError(f"{directory} is neither a finished index nor a result directory; give one that a command wrote")

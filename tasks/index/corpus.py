@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trackstar.storage.corpus import CorpusFile, CorpusShard, corpus_files, plan_shards
-from trackstar.storage.layout import location
+from trackstar.storage.layout import location, require_named
 from trackstar.storage.manifest import digest_file, digest_of
 from trackstar.tasks.runtime.stage import cached_task
 
@@ -32,10 +32,8 @@ class CorpusConfig(BaseModel):
 
     @field_validator("paths")
     @classmethod
-    def _require_places(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        for path in paths:
-            location(path)
-        return paths
+    def _require_named(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(require_named, paths))
 
     def files(self) -> list[CorpusFile]:
         return corpus_files(self.paths)
