@@ -21,6 +21,7 @@ from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSet
 from trackstar.tasks.models.checkpoint import ModelConfig
 from trackstar.tasks.models.engine import GradientConfig
 from trackstar.tasks.models.loadable import require_loadable, require_same_model
+from trackstar.tasks.models.optimizer_state import find_state
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig
 
@@ -77,6 +78,8 @@ class IndexConfig(FlowConfig):
 
     def check(self) -> None:
         require_loadable(self.checkpoint, self.model)
+        if self.second_moment.mode not in ("estimated", "none"):
+            find_state(self.checkpoint)
         self.corpus.files()
 
 

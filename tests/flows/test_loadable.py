@@ -39,6 +39,18 @@ def test_an_index_of_it_is_not_begun(checkpoint, corpus, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+def test_an_optimizer_state_that_is_not_read_is_refused_before_any_work_unless_an_estimate_is_asked_for(
+    checkpoint, corpus, tmp_path
+):
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "global_step3").mkdir()
+    with pytest.raises(InputError, match=r"\(global_step3\), .*: use --second-moment estimated$"):
+        build(tmp_path / "index", checkpoint, corpus)
+    assert not (tmp_path / "index").exists()
+    built = build(tmp_path / "index", checkpoint, corpus, mode="estimated")
+    assert built.engine.second_moment.facts["mode"] == "estimated"
+
+
 def test_queries_are_not_asked_of_it(checkpoint, corpus, queries, tmp_path):
     build(tmp_path / "index", checkpoint, corpus)
     before = files(tmp_path / "index")
