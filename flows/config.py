@@ -16,10 +16,13 @@ from trackstar.tasks.index.contents import read_index
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.curvature import CurvatureConfig
 from trackstar.tasks.index.second_moment import SecondMomentConfig
+from trackstar.tasks.methods.dense import read_encoder
 from trackstar.tasks.methods.influence import InfluenceConfig
 from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
-from trackstar.tasks.models.checkpoint import ModelConfig, model_files
+from trackstar.tasks.models.checkpoint import ModelConfig
 from trackstar.tasks.models.engine import GradientConfig
+from trackstar.tasks.models.loadable import require_loadable, require_same_model
+from trackstar.tasks.models.optimizer_state import find_state
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig
 
@@ -70,7 +73,9 @@ class IndexConfig(FlowConfig):
 
     def check(self) -> None:
         require_no_indexes(location(self.index))
-        model_files(self.checkpoint)
+        require_loadable(self.checkpoint, self.model)
+        if self.second_moment.mode not in ("estimated", "none"):
+            find_state(self.checkpoint)
         self.corpus.files()
 
 
@@ -144,11 +149,12 @@ class CompareConfig(AttributeConfig):
 
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
-        for checkpoint in self.also_checkpoints:
-            model_files(checkpoint)
-        if self.dense_encoder is not None:
-            model_files(self.dense_encoder)
         super().check()
+        engine = read_index(self.index).engine
+        for checkpoint in self.also_checkpoints:
+            require_same_model(checkpoint, engine.model, beside=engine.checkpoint.path)
+        if self.dense_encoder is not None:
+            read_encoder(self.dense_encoder)
         if self.entailment_model is not None:
             require_undecided(self.asked())
             read_entailment_model(self.entailment_model)

@@ -32,7 +32,7 @@ def _index(config: IndexConfig) -> Index:
     corpus_shards = [shard for plan in plans for shard in plan.shards]
     bare = EngineSpec(
         index=config.index,
-        checkpoint=read_checkpoint(config.checkpoint),
+        checkpoint=read_checkpoint(config.checkpoint, trust_remote_code=config.model.trust_remote_code),
         model=config.model,
         gradient=config.gradient,
         second_moment=None,

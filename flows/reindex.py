@@ -1,5 +1,7 @@
 """A training run's new checkpoints to indexes, answers to the standing queries, and what moved since the last one."""
 
+from collections.abc import Sequence
+
 from prefect import flow, get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict
@@ -8,6 +10,7 @@ from upath import UPath
 from trackstar.flows.attribute import attribute
 from trackstar.flows.config import AttributeConfig, IndexConfig, ReindexConfig
 from trackstar.flows.index import index
+from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
 from trackstar.storage.queries import read_queries
 from trackstar.tasks.index.contents import existing_index, missing_artifacts
@@ -55,19 +58,38 @@ def reindex(config: ReindexConfig) -> Reindexed:
     )
     for name, missing in done.waiting.items():
         logger.warning("%s is left for next time: %s", name, missing)
-    kept = newest(found, config.keep_last)
+    refused = _refusals(found, config)
+    for name, refusal in refused.items():
+        logger.error("%s is left out: %s", name, refusal)
+    kept = newest([checkpoint for checkpoint in found if checkpoint.name not in refused], config.keep_last)
     names = {_bring_up_to_date(checkpoint, config, done) for checkpoint in kept}
     # Fewer than that may mean a directory that is not mounted; nothing is removed on such evidence.
     if config.keep_last is not None and len(kept) == config.keep_last:
         done.removed.extend(remove_old_indexes(config.indexes, checkpoints=config.checkpoints, kept=names))
+    if refused:  # last, so that one checkpoint does not keep others from their index
+        raise InputError(
+            f"{len(refused)} of {len(found)} checkpoints cannot be indexed: {next(iter(refused.values()))}"
+        )
     if done.is_idle:
         logger.info("Nothing to do: %d whole checkpoints in %s, all indexed", len(kept), config.checkpoints)
     return done
 
 
+def _refusals(found: Sequence[Found], config: ReindexConfig) -> dict[str, str]:
+    """Why whole checkpoints cannot be indexed, by name; before any of them is."""
+    refused = {}
+    for checkpoint in found:
+        if checkpoint.missing is None:
+            try:
+                _index_config(config, checkpoint, config.indexes).check()
+            except InputError as error:
+                refused[checkpoint.name] = str(error)
+    return refused
+
+
 def _bring_up_to_date(found: Found, config: ReindexConfig, done: Reindexed) -> str:
     """Index one checkpoint and ask it the standing queries, unless that has been done; return its index's name."""
-    checkpoint = identify(found)
+    checkpoint = identify(found, trust_remote_code=config.model.trust_remote_code)
     name = index_name(checkpoint)
     directory = str(location(config.indexes) / name)
     existing = existing_index(directory)

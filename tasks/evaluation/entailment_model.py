@@ -12,16 +12,15 @@ from numpy import ndarray
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from trackstar.storage.errors import InputError
 from trackstar.tasks.models.checkpoint import Checkpoint, read_checkpoint
+from trackstar.tasks.models.loading import Loader
 
 LABEL = "entailment"
 PAIRS_AT_ONCE = 16
@@ -47,13 +46,10 @@ def read_entailment_model(path: str) -> EntailmentModel:
     """Identify the classifier in a directory.
 
     Raises:
-        InputError: There is none, it has no label "entailment", or it does not say how much it reads.
+        InputError: There is none, it is not whole, has no label "entailment", or does not say how much it reads.
     """
-    checkpoint = read_checkpoint(path)
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path, **LOCAL), AutoTokenizer.from_pretrained(path, **LOCAL)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(path, error) from error
+    checkpoint, config, tokenizer = read_checkpoint(path), _loader(path).config(), _load_tokenizer(path)
+    _loader(path).outline()
     label_index, max_tokens = _label_index(config, path), _max_tokens(config, tokenizer, path)
     return EntailmentModel(checkpoint=checkpoint, label_index=label_index, max_tokens=max_tokens)
 
@@ -89,19 +85,27 @@ def _probabilities(
 
 
 def _load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
-    how = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    transformers_logging.disable_progress_bar()
+    classifier = _loader(path).model()
+    return _load_tokenizer(path), classifier.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loader(path: str) -> Loader:
+    return Loader(
+        AutoModelForSequenceClassification,
+        path,
+        what="an entailment model",
+        cure="give a model that was trained to classify pairs",
+        use_safetensors=True,
+        dtype=torch.float32,
+    )
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **LOCAL)
-        classifier, loading = AutoModelForSequenceClassification.from_pretrained(path, **how, **LOCAL)
+        return AutoTokenizer.from_pretrained(path, **LOCAL)
     except (OSError, ValueError, KeyError) as error:
-        raise _unusable(path, error) from error
-    if loading["missing_keys"]:
-        raise InputError(
-            f"{path} has no {min(loading['missing_keys'])}, which would be random; give a model that was trained to "
-            "classify pairs"
-        )
-    return tokenizer, classifier.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path} cannot be loaded as an entailment model: {reason}") from error
 
 
 def _require_room(tokenizer: PreTrainedTokenizerBase, hypothesis: str, model: EntailmentModel) -> None:
@@ -113,7 +117,7 @@ def _require_room(tokenizer: PreTrainedTokenizerBase, hypothesis: str, model: En
         )
 
 
-def _label_index(config: PretrainedConfig, path: str) -> int:
+def _label_index(config: PreTrainedConfig, path: str) -> int:
     labels = {index: str(name) for index, name in config.id2label.items()}
     found = [index for index, name in labels.items() if name.casefold() == LABEL]
     if len(found) != 1 or len(labels) < 2:
@@ -124,7 +128,7 @@ def _label_index(config: PretrainedConfig, path: str) -> int:
     return found[0]
 
 
-def _max_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str) -> int:
+def _max_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: str) -> int:
     """What the tokenizer was told, or the positions there are, whichever is less."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions and config.model_type in PADDED_POSITIONS:
@@ -133,8 +137,3 @@ def _max_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, pa
     if not limits:
         raise InputError(f"{path} does not say how much it reads; set model_max_length in its tokenizer_config.json")
     return min(limits)
-
-
-def _unusable(path: str, error: Exception) -> InputError:
-    reason = str(error).strip().partition("\n")[0]
-    return InputError(f"{path} cannot be loaded as an entailment model: {reason}")

@@ -36,7 +36,7 @@ from trackstar.tasks.index.probe import (
 )
 from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMomentRequest, write_second_moment
 from trackstar.tasks.index.shards import batch_documents
-from trackstar.tasks.models.checkpoint import ModelConfig, read_checkpoint
+from trackstar.tasks.models.checkpoint import Checkpoint, ModelConfig, read_checkpoint
 from trackstar.tasks.models.engine import Engine, EngineSpec, GradientConfig, model_blocks, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics import curvature
@@ -62,7 +62,11 @@ class BudgetRequest(BaseModel):
 
     @property
     def mode(self) -> str:
-        return self.second_moment.resolve(read_checkpoint(self.checkpoint))
+        return self.second_moment.resolve(self.identified)
+
+    @property
+    def identified(self) -> Checkpoint:
+        return read_checkpoint(self.checkpoint, trust_remote_code=self.model.trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _spec(request: BudgetRequest, scratch: str) -> EngineSpec:
     """The engine as it will be. An estimated V folds into the projection: without one, the same is computed."""
     common: dict[str, Any] = {
         "index": scratch,
-        "checkpoint": read_checkpoint(request.checkpoint),
+        "checkpoint": request.identified,
         "model": request.model,
         "gradient": request.gradient,
     }

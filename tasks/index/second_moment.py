@@ -22,7 +22,7 @@ from trackstar.tasks.models.checkpoint import (
     load_tokenizer,
 )
 from trackstar.tasks.models.engine import EngineSpec, GradientConfig, model_blocks
-from trackstar.tasks.models.optimizer_state import read_second_moments
+from trackstar.tasks.models.optimizer_state import find_state, read_second_moments
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.batching import batches, pad, windows
@@ -49,9 +49,13 @@ class SecondMomentConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Seed of that sample.")
 
     def resolve(self, checkpoint: Checkpoint) -> Mode:
-        """The mode without ``auto``."""
+        """The mode without ``auto``.
+
+        Raises:
+            InputError: Training left an optimizer state that is not read.
+        """
         if self.mode == "auto":
-            return "factored" if checkpoint.optimizer_digest else "estimated"
+            return "factored" if find_state(checkpoint.path) else "estimated"
         return self.mode
 
 
@@ -59,7 +63,7 @@ class SecondMomentRequest(StageRequest):
     """V of one checkpoint. ``sample`` names the corpus shards that an estimate may draw from."""
 
     kind: ClassVar[str] = "second_moment"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     checkpoint: Checkpoint
     model: ModelConfig

@@ -1,10 +1,10 @@
 """Dense retrieval with any local sentence encoder: the stand-in for the paper's Gecko.
 
-e(text)  mean of the encoder's last hidden states over real tokens, divided by its length
+e(text)  the encoder's last hidden states, pooled as it says itself, else their mean, divided by the vector's length
 score    e(query) · e(document)
 """
 
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from numpy import ndarray
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from upath import UPath
 
 from trackstar.storage.errors import InputError
@@ -27,40 +27,51 @@ from trackstar.storage.tables import read_table
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.contents import Index
 from trackstar.tasks.methods.bm25 import search_text
+from trackstar.tasks.methods.pooling import Pooling, pool, read_pooling, read_settings
 from trackstar.tasks.models.checkpoint import Checkpoint, read_checkpoint
+from trackstar.tasks.models.loading import Loader
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, gather, stage
 from trackstar.tasks.scoring.rankings import rank_parts, write_ranking
 
 TEXTS_AT_ONCE = 32
 EMBEDDING = "embedding"
+HEADS = ("pooler.",)  # over the states that are pooled here
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+logger = logging.getLogger(__name__)
 
 
 class Encoder(BaseModel):
-    """A sentence encoder on disk, and the number of tokens it reads of a text."""
+    """A sentence encoder on disk, how it pools, and the number of tokens it reads of a text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Checkpoint
+    architecture: str
+    pooling: Pooling
     max_tokens: int
 
 
 def read_encoder(path: str) -> Encoder:
-    """Identify the encoder in a directory.
+    """Identify the encoder in a directory; say so where nothing says that it is one.
 
     Raises:
-        InputError: There is none, it pools in another way than by the mean, or it does not say how much it reads.
+        InputError: There is none, it is not whole, pools in an unknown way, or does not say how much it reads.
     """
-    directory = location(path)
-    _require_mean_pooling(directory)
-    return Encoder(checkpoint=read_checkpoint(path), max_tokens=_max_tokens(directory))
+    directory, checkpoint = location(path), read_checkpoint(path)
+    pooling, max_tokens = read_pooling(directory), _max_tokens(directory)
+    outline = _loader(path).outline()
+    if not pooling.is_stated:
+        logger.warning("%s %s; its states are averaged over the tokens of a text", path, _doubt(outline.config))
+    return Encoder(checkpoint=checkpoint, architecture=type(outline).__name__, pooling=pooling, max_tokens=max_tokens)
 
 
 class EmbeddingRequest(StageRequest):
     """The documents of one shard of an index, to be embedded."""
 
     kind: ClassVar[str] = "embeddings"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     encoder: Encoder
     documents: Artifact
@@ -77,7 +88,7 @@ class DenseRequest(StageRequest):
     """A query set to be ranked by the similarity of embeddings."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     encoder: Encoder
     documents: tuple[Artifact, ...]
@@ -146,63 +157,64 @@ def rank_by_embeddings(request: DenseRequest, draft: Draft) -> None:
         query_ids=[query.id for query in request.queries],
         candidates=candidates,
     )
-    draft.facts |= {"encoder": request.encoder.checkpoint.name, "max_tokens": request.encoder.max_tokens}
+    encoder = request.encoder
+    draft.facts |= {
+        "encoder": encoder.checkpoint.name,
+        "architecture": encoder.architecture,
+        "pooling": encoder.pooling.mode,
+        "pooling_source": encoder.pooling.source,
+        "max_tokens": encoder.max_tokens,
+    }
 
 
 def _embed(encoder: Encoder, texts: Sequence[str]) -> Iterator[ndarray]:
     """The embeddings [n d] of some texts at a time, in order."""
     tokenizer, model = _load(encoder.checkpoint)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        yield _embed_batch(model, tokenizer, list(texts[start : start + TEXTS_AT_ONCE]), encoder.max_tokens)
+        yield _embed_batch(model, tokenizer, list(texts[start : start + TEXTS_AT_ONCE]), encoder)
 
 
 @torch.no_grad()
-def _embed_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int) -> ndarray:
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+def _embed_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], encoder: Encoder) -> ndarray:
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=encoder.max_tokens, return_tensors="pt")
     batch = {name: values.to(model.device) for name, values in batch.items()}
     states = model(**batch).last_hidden_state.float()
-    weights = batch["attention_mask"][..., None].float()
-    pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1.0)
-    return normalize(pooled, dim=1).cpu().numpy()
+    return normalize(pool(states, batch["attention_mask"], encoder.pooling.mode), dim=1).cpu().numpy()
 
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-        model = AutoModel.from_pretrained(checkpoint.path, local_files_only=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, padding_side="right")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{checkpoint.path} cannot be loaded as a sentence encoder: {reason}") from error
+    if tokenizer.pad_token is None:  # what a batch is filled up with is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    model = _loader(checkpoint.path).model()
     return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _loader(path: str) -> Loader:
+    return Loader(AutoModel, path, what="a sentence encoder", unneeded=HEADS, dtype=torch.float32)
+
+
+def _doubt(config: PreTrainedConfig) -> str:
+    """Why a model may be no sentence encoder."""
+    causal = [name for name in config.architectures or () if name.endswith(CAUSAL)]
+    return f"is a {causal[0]}, a causal language model" if causal else "states no pooling (modules.json)"
+
+
 def _identity(encoder: Encoder) -> dict[str, Any]:
-    return {"encoder": encoder.checkpoint.digest, "max_tokens": encoder.max_tokens}
-
-
-def _require_mean_pooling(directory: UPath) -> None:
-    pooling = _settings(directory / "1_Pooling" / "config.json")
-    if not pooling.get("pooling_mode_mean_tokens", True):
-        raise InputError(f"{directory} pools in another way than by the mean of its tokens; give an encoder that does")
+    return {"encoder": encoder.checkpoint.digest, "max_tokens": encoder.max_tokens, "pooling": encoder.pooling.mode}
 
 
 def _max_tokens(directory: UPath) -> int:
     """What sentence-transformers was told, else the most positions there are."""
-    said = _settings(directory / "sentence_bert_config.json").get("max_seq_length")
-    positions = said or _settings(directory / "config.json").get("max_position_embeddings")
+    said = read_settings(directory / "sentence_bert_config.json").get("max_seq_length")
+    positions = said or read_settings(directory / "config.json").get("max_position_embeddings")
     if not isinstance(positions, int):
         raise InputError(
             f"{directory} states neither max_seq_length (sentence_bert_config.json) nor max_position_embeddings "
             "(config.json); write one of them"
         )
     return positions
-
-
-def _settings(path: UPath) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); save the encoder again") from error

@@ -65,7 +65,7 @@ class InfluenceRequest(StageRequest):
     """A query set to be ranked by influence functions."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     engine: EngineSpec
     documents: tuple[Artifact, ...]

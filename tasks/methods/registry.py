@@ -35,7 +35,7 @@ from trackstar.tasks.methods.hybrid import FUSED_DEPTH, HybridRequest, fuse_rank
 from trackstar.tasks.methods.influence import InfluenceConfig, InfluenceRequest, rank_by_influence
 from trackstar.tasks.methods.plain_gradients import plain_index, with_autocorrelation
 from trackstar.tasks.methods.tracin import TracInRequest, rank_by_tracin
-from trackstar.tasks.models.checkpoint import read_checkpoint
+from trackstar.tasks.models.checkpoint import Checkpoint, read_checkpoint
 from trackstar.tasks.report.results import encode, rank
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
@@ -119,7 +119,7 @@ class Comparison:
         return rank(index, encoded, changed, method=method, dask=self._settings.dask)
 
     def _rank_by_tracin(self, method: str, score: ScoreConfig) -> Artifact:
-        others = [read_checkpoint(path) for path in self._settings.also_checkpoints]
+        others = self._other_checkpoints()
         indexes = [plain_index(self._index), *(plain_index(self._index, checkpoint=other) for other in others)]
         return rank_by_tracin(
             TracInRequest(
@@ -132,6 +132,18 @@ class Comparison:
                 tombstones=self._index.tombstones,
             )
         )
+
+    def _other_checkpoints(self) -> list[Checkpoint]:
+        """The further checkpoints, each another than the index's and than the ones before it."""
+        engine = self._index.engine
+        seen, others = {engine.checkpoint.digest: engine.checkpoint.path}, []
+        for path in self._settings.also_checkpoints:
+            other = read_checkpoint(path, trust_remote_code=engine.model.trust_remote_code)
+            if other.digest in seen:
+                raise InputError(f"{path} is the same checkpoint as {seen[other.digest]}; give each one once")
+            seen[other.digest] = path
+            others.append(other)
+        return others
 
     def _rank_by_influence(self, score: ScoreConfig) -> Artifact:
         return rank_by_influence(

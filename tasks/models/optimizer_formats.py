@@ -5,17 +5,20 @@ the optimizer was given named parameters. They are recovered from how training s
 and accepted only if every entry then has the shape of its parameter.
 
     optimizer                entries of one parameter                          second moment
-    Adam, AdamW              exp_avg_sq [m n]                                  full
+    Adam, AdamW              exp_avg, exp_avg_sq [m n]                         full
     transformers Adafactor   exp_avg_sq_row [m], exp_avg_sq_col [n]            factored
     torch Adafactor          row_var [m 1], col_var [1 n]; variance [n]        factored; a vector's is full
-    bitsandbytes, 32-bit     state2 [m n]                                      full
+    bitsandbytes, 32-bit     state1, state2 [m n]                              full
     bitsandbytes, 8-bit      state2 [m n] codes, qmap2 [256], absmax2 [blocks]   qmap2[code] · absmax2 of its block
+
+A format is told by all of its entries. SOAP keeps an `exp_avg_sq` of the right shape as well, in a rotated basis, where
+it is no second moment of the gradient; its further entries give it away, as those of others do.
 
 Fused experts have one axis more in front of each of these, [E m n], and factors for each expert.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -40,14 +43,19 @@ class Format:
     """One way to keep a parameter's second moment.
 
     Attributes:
-        keys: The entries by which the format is told.
+        keys: Entries that every parameter has.
+        optional: Entries that it may have; with any other it is of another format.
         shape: Shape of the parameter that the entries belong to.
         read: The second moment's fields; called on entries of matrices only.
     """
 
     keys: tuple[str, ...]
+    optional: tuple[str, ...]
     shape: Callable[[State], Shape]
     read: Callable[[State], Fields]
+
+    def has(self, entries: Collection[str]) -> bool:
+        return set(self.keys) <= set(entries) <= {*self.keys, *self.optional}
 
 
 def _dequantise(state: State) -> Fields:
@@ -63,38 +71,58 @@ def _dequantise(state: State) -> Fields:
     return {"values": (state["qmap2"][codes.flatten().int()] * scales).view(codes.shape)}
 
 
-FORMATS = (  # the first whose keys are all there
+FORMATS = (  # no two have the same entries
     Format(
-        ("exp_avg_sq",),
+        ("exp_avg", "exp_avg_sq"),
+        ("step", "max_exp_avg_sq", "mu_product"),  # AMSGrad's and NAdam's
+        shape=lambda state: state["exp_avg_sq"].shape,
+        read=lambda state: {"values": state["exp_avg_sq"]},
+    ),
+    Format(  # transformers' Adafactor of a vector
+        ("exp_avg_sq", "RMS"),
+        ("step", "exp_avg"),
         shape=lambda state: state["exp_avg_sq"].shape,
         read=lambda state: {"values": state["exp_avg_sq"]},
     ),
     Format(
         ("exp_avg_sq_row", "exp_avg_sq_col"),
+        ("step", "RMS", "exp_avg"),
         shape=lambda state: (*state["exp_avg_sq_row"].shape, state["exp_avg_sq_col"].shape[-1]),
         read=lambda state: {"row": state["exp_avg_sq_row"], "column": state["exp_avg_sq_col"]},
     ),
     Format(
         ("row_var", "col_var"),
+        ("step",),
         shape=lambda state: (*state["row_var"].shape[:-1], state["col_var"].shape[-1]),
         read=lambda state: {"row": state["row_var"][..., 0], "column": state["col_var"][..., 0, :]},
     ),
     Format(
         ("variance",),
+        ("step",),
         shape=lambda state: state["variance"].shape,
         read=lambda state: {"values": state["variance"]},
     ),
     Format(
-        ("state2", "qmap2", "absmax2"),
+        ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"),
+        ("step",),
         shape=lambda state: state["state2"].shape,
         read=_dequantise,
     ),
     Format(
-        ("state2",),
+        ("state1", "state2"),
+        ("step", "unorm_vec", "gnorm_vec"),
         shape=lambda state: state["state2"].shape,
         read=lambda state: {"values": state["state2"]},
     ),
 )
+
+OTHERS = {  # an entry that gives away an optimizer whose state is not read
+    "GG": "SOAP", "Q": "SOAP", "precond_0": "Shampoo", "inv_precond_0": "Shampoo", "shampoo": "Shampoo",
+    "hessian": "Sophia", "exp_avg_diff": "Adan", "exp_avg_res_row": "CAME", "exp_avg_var": "AdaBelief",
+    "exp_inf": "Adamax", "square_avg": "RMSprop or Adadelta", "sum": "Adagrad", "projector": "GaLore",
+    "p0": "Prodigy", "z": "a schedule-free optimizer", "exp_avg_slow": "AdEMAMix", "momentum_buffer": "SGD or Muon",
+    "vmean": "Adam-mini", "qmap1": "8-bit Lion or momentum", "exp_avg": "Lion",
+}  # fmt: skip
 
 
 def read_state(state: State, matrix: WeightMatrix) -> SecondMoment:
@@ -107,8 +135,9 @@ def read_state(state: State, matrix: WeightMatrix) -> SecondMoment:
     flat = _flatten(state)
     found = _format_of(flat)
     if found is None:
+        name = next((f" ({name})" for entry, name in OTHERS.items() if entry in flat), "")
         raise InputError(
-            f"the optimizer keeps {sorted(flat) or 'nothing'}, which is no second moment of Adam or Adafactor: "
+            f"the optimizer keeps {sorted(flat) or 'nothing'}{name}, which is no second moment of Adam or Adafactor: "
             "use --second-moment estimated"
         )
     return second_moment_of(found.read(flat), matrix)
@@ -136,19 +165,18 @@ def match_parameters(optimizer: Mapping[str, Any], model: nn.Module) -> dict[str
 
     Args:
         optimizer: A state dict, ``{"state": {id: entries}, "param_groups": [{"params": [id, ...]}, ...]}``; an id is
-            a number, or the name itself in consolidated FSDP checkpoints.
+            a number, also as text, or the name itself in consolidated FSDP checkpoints.
         model: The model that was trained.
 
     Raises:
         InputError: It is the state of another model; both sides are in the sentence.
     """
-    keys = [list(group["params"]) for group in optimizer["param_groups"]]
+    keys = [[_identifier(key) for key in group["params"]] for group in optimizer["param_groups"]]
+    kept = {_identifier(key): entries for key, entries in optimizer["state"].items()}
     misfits: list[str] = []
     for names in _groupings(optimizer, model):
         if list(map(len, names)) == list(map(len, keys)):
-            states = {
-                name: optimizer["state"].get(key, {}) for name, key in zip(chain(*names), chain(*keys), strict=True)
-            }
+            states = {name: kept.get(key, {}) for name, key in zip(chain(*names), chain(*keys), strict=True)}
             misfit = _misfit(states, model)
             if misfit is None:
                 return states
@@ -169,7 +197,7 @@ def _groupings(optimizer: Mapping[str, Any], model: nn.Module) -> Iterator[list[
     groups = optimizer["param_groups"]
     if all("param_names" in group for group in groups):
         yield [[_plain(name) for name in group["param_names"]] for group in groups]
-    elif all(isinstance(key, str) for group in groups for key in group["params"]):
+    elif all(isinstance(_identifier(key), str) for group in groups for key in group["params"]):
         yield [[_plain(key) for key in group["params"]] for group in groups]
     else:
         names = [name for name, _ in model.named_parameters()]
@@ -203,12 +231,18 @@ def _misfit(states: Mapping[str, State], model: nn.Module) -> str | None:
 
 
 def _format_of(flat: State) -> Format | None:
-    tensors = {key for key, value in flat.items() if isinstance(value, Tensor)}
-    return next((candidate for candidate in FORMATS if tensors.issuperset(candidate.keys)), None)
+    found = next((candidate for candidate in FORMATS if candidate.has(flat)), None)
+    return found if found and all(isinstance(flat[key], Tensor) for key in found.keys if key != "RMS") else None
 
 
 def _flatten(state: State) -> State:
-    return {**state, **state.get(QUANTISED_STATE, {})}
+    own = {key: value for key, value in state.items() if key != QUANTISED_STATE}
+    return {**own, **state.get(QUANTISED_STATE, {})}
+
+
+def _identifier(key: Any) -> Any:
+    """A parameter's number; torch.distributed.checkpoint writes it as text."""
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 
 def _plain(name: str) -> str:

@@ -11,8 +11,9 @@ to the first axis of a matrix and ``column`` to the second. GPT-2's Conv1D weigh
 ``row`` belongs to the inputs. In memory a second moment is always oriented as its matrix, (out, in).
 """
 
-import fnmatch
 import pickle
+import re
+import shlex
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,13 +31,13 @@ from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.second_moment import SecondMoment, transpose
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
-SHARDED = {  # what distributed training leaves instead -> how to make one file of it
-    "optimizer_*": "run `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {0} {1}/optimizer.pt`",
-    "pytorch_model_fsdp_*": "train with FSDP's FULL_STATE_DICT",
-    "global_step*": "train the last steps without DeepSpeed ZeRO",
-    "rank*-of-*-optimizer.pt": "consolidate the ranks' files to one optimizer.pt",
-    "optimizer.pt_*": "consolidate the ranks' files to one optimizer.pt",
-}
+# What else training leaves of an optimizer: folders, pieces of ranks, files of other names.
+UNREAD = re.compile(
+    r"(^|[._-])optim(izer)?s?([._-]|\d|$)|optim(izer)?_?states?|opt_states?|train(ing|er)_state\.(pt|pth|bin)$"
+    r"|^global_step\d|^zero_pp_rank|^mp_rank|\.distcp$",
+    re.IGNORECASE,
+)
+SETTINGS = (".json", ".yaml", ".yml", ".txt", ".md", ".py", ".log", ".csv", ".html", ".png")
 
 
 def read_second_moments(
@@ -47,17 +48,33 @@ def read_second_moments(
     Adam's bias correction is left out: one factor for all matrices, which no score depends on.
 
     Raises:
-        InputError: What is there belongs to another model, is sharded, or holds no second moment of some matrix.
+        InputError: What is there belongs to another model, is not read, or holds no second moment of some matrix.
+    """
+    path = find_state(checkpoint)
+    if path is None:
+        return None
+    read = read_second_moment_file if path.name == SECOND_MOMENT else _read_optimizer
+    return read(path, model, matrices)
+
+
+def find_state(checkpoint: UPath | str) -> UPath | None:
+    """Return the file that V is read from, or None if training left no optimizer state.
+
+    Raises:
+        InputError: It left one that is not read: an estimate in its place has to be asked for.
     """
     directory = location(checkpoint)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; expected a checkpoint directory with config.json in it")
-    if (directory / SECOND_MOMENT).is_file():
-        return read_second_moment_file(directory / SECOND_MOMENT, model, matrices)
-    for name in OPTIMIZER_FILES:
+    for name in (SECOND_MOMENT, *OPTIMIZER_FILES):
         if (directory / name).is_file():
-            return _read_optimizer(directory / name, model, matrices)
-    _refuse_sharded(directory)
+            return directory / name
+    for entry in sorted(directory.iterdir(), key=lambda entry: entry.name):
+        if UNREAD.search(entry.name) and not entry.name.endswith(SETTINGS):
+            raise InputError(
+                f"{directory} holds an optimizer state that is not read as it is ({entry.name}), expected "
+                f"{' or '.join(OPTIMIZER_FILES)}: {_conversion(entry)}use --second-moment estimated"
+            )
     return None
 
 
@@ -172,6 +189,14 @@ def _torch_load(path: UPath) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def _conversion(entry: UPath) -> str:
+    """The command that makes one file of what torch.distributed.checkpoint wrote."""
+    if not (entry / ".metadata").is_file():
+        return ""
+    paths = f"{shlex.quote(str(entry))} {shlex.quote(str(entry.parent / OPTIMIZER_FILES[0]))}"
+    return f"run `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {paths}`, or "
+
+
 def _load_safetensors(path: UPath) -> dict[str, Tensor]:
     try:
         if path.protocol in ("", "file"):
@@ -179,13 +204,3 @@ def _load_safetensors(path: UPath) -> dict[str, Tensor]:
         return safetensors.torch.load(path.read_bytes())
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): write it again, or use --second-moment estimated") from error
-
-
-def _refuse_sharded(directory: UPath) -> None:
-    for pattern, cure in SHARDED.items():
-        for entry in directory.iterdir():
-            if fnmatch.fnmatch(entry.name, pattern):
-                raise InputError(
-                    f"{directory} holds optimizer state in pieces ({entry.name}), expected optimizer.pt: "
-                    f"{cure.format(entry, directory)}, or use --second-moment estimated"
-                )

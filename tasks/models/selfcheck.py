@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from trackstar.storage.errors import InputError
 from trackstar.tasks.models.checkpoint import ModelConfig, context_tokens, load_model, read_checkpoint
 from trackstar.tasks.models.engine import GradientConfig, model_blocks
+from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.batching import Window, pad
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
@@ -61,7 +62,8 @@ def selfcheck(checkpoint: str, config: ModelConfig) -> SelfCheck:
     Raises:
         InputError: The checkpoint cannot be indexed at all.
     """
-    model = load_model(read_checkpoint(checkpoint), config)
+    require_loadable(checkpoint, config)
+    model = load_model(read_checkpoint(checkpoint, trust_remote_code=config.trust_remote_code), config)
     longest = min(context_tokens(model, config), max(LENGTHS))
     return check_model(model, dtype=config.dtype, sequences=_sequences(model, longest))
 

@@ -1,7 +1,8 @@
 """A Kronecker-factored stand-in for the Gauss-Newton matrix: the preconditioner of its solves.
 
-    x_t  [n]  input of a matrix at token t         A = Σ_t x_t x_tᵀ = U_A diag(a) U_Aᵀ     t: where δ_t ≠ 0
+    x_t  [n]  input of a matrix at token t         A = Σ_t x_t x_tᵀ = U_A diag(a) U_Aᵀ
     δ_t  [m]  gradient of the loss at its output   S = Σ_t δ_t δ_tᵀ = U_S diag(s) U_Sᵀ
+    t         every token before the last whose loss counts; of an expert, those that it is given
     V  [m n]  one matrix's part of a vector        κ   one number for all matrices
 
     H V ≈ κ S V A         (H + δ I)^-1 V ≈ U_S ((U_Sᵀ V U_A) / (κ s aᵀ + δ)) U_Aᵀ
@@ -60,12 +61,27 @@ def eigenbases(
     taps = [_FactorTap(matrix) for matrix in matrices]
     with TappedModel(model, taps) as tapped:
         for tokens, chosen in batches:
+            predicts = _predicts(chosen)
+            for tap in taps:
+                tap.predicts = predicts
             tapped.backward(tokens, chosen)
     return [tap.eigenbasis() for tap in taps]
 
 
+def _predicts(chosen: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+    """Which tokens come before a chosen one.
+
+    Not where δ_t ≠ 0: the query of a row's first token has no gradient, and whether it is 0 or 1e-20 is rounding.
+    """
+    following = chosen.flip(1).cummax(1).values.flip(1)
+    return torch.cat([following[:, 1:], torch.zeros_like(following[:, :1])], dim=1)
+
+
 class _FactorTap:
     """Sums A and S of one matrix."""
+
+    keeps_places = True  # of the tokens that an expert is given; there x_t is zero for those of other experts
+    predicts: Bool[Tensor, "b t"]
 
     def __init__(self, matrix: WeightMatrix) -> None:
         m, n = matrix.shape
@@ -79,9 +95,8 @@ class _FactorTap:
         return activations
 
     def receive(self, kept: Float[Tensor, "b t n"], output_gradients: Float[Tensor, "b t m"]) -> None:
-        x, delta = kept.flatten(0, 1).double(), output_gradients.flatten(0, 1).double()
-        counts = (delta != 0).any(1)  # not padding, then
-        self._A += x[counts].T @ x[counts]
+        x, delta = kept[self.predicts].double(), output_gradients[self.predicts].double()
+        self._A += x.T @ x
         self._S += delta.T @ delta
 
     def eigenbasis(self) -> Eigenbasis:

@@ -185,9 +185,9 @@ def previous_results(directory: UPath, asked: Asked) -> UPath | None:
     return max(earlier, key=lambda pair: pair[0])[1] if earlier else None
 
 
-def identify(found: Found) -> Checkpoint:
+def identify(found: Found, *, trust_remote_code: bool) -> Checkpoint:
     """The checkpoint by its content: every byte of its weights is read."""
-    return read_checkpoint(found.path)
+    return read_checkpoint(found.path, trust_remote_code=trust_remote_code)
 
 
 def _optional(checkpoint: UPath) -> list[str]:

@@ -15,6 +15,7 @@ from trackstar.storage.results import write_proponents, write_run
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.models.checkpoint import read_checkpoint
+from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.report.artifacts import proponents_markdown, publish_proponents, publish_spectrum
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
@@ -35,10 +36,11 @@ def encode(index: Index, queries: Sequence[Query]) -> Artifact:
     """The query set's gradients.
 
     Raises:
-        InputError: The checkpoint is no longer the one that was indexed.
+        InputError: The checkpoint is no longer the one that was indexed, or cannot be loaded wholly.
     """
-    indexed = index.engine.checkpoint
-    if read_checkpoint(indexed.path).digest != indexed.digest:
+    indexed, model = index.engine.checkpoint, index.engine.model
+    require_loadable(indexed.path, model)
+    if read_checkpoint(indexed.path, trust_remote_code=model.trust_remote_code).digest != indexed.digest:
         raise InputError(
             f"{indexed.path} has changed since {index.path} was built from it; index it again, into another directory"
         )

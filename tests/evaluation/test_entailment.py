@@ -98,8 +98,9 @@ def test_a_model_without_a_classifier_is_refused_and_not_completed_at_random(tmp
     config = json.loads((directory / "config.json").read_text())
     config["id2label"] = {"0": "entailment", "1": "neutral"}
     (directory / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"has no classifier\.bias, which would be random"):
-        probabilities(directory, PAIRS[:1])
+    refusal = r"has no classifier\.bias and 1 more, which BertForSequenceClassification would fill .* classify pairs"
+    with pytest.raises(InputError, match=refusal):
+        read_entailment_model(str(directory))
 
 
 def test_weights_that_would_be_unpickled_are_refused(tmp_path):
@@ -107,8 +108,8 @@ def test_weights_that_would_be_unpickled_are_refused(tmp_path):
     weights = AutoModelForSequenceClassification.from_pretrained(directory).state_dict()
     (directory / "model.safetensors").unlink()
     torch.save(weights, directory / "pytorch_model.bin")
-    with pytest.raises(InputError, match="cannot be loaded as an entailment model"):
-        probabilities(directory, PAIRS[:1])
+    with pytest.raises(InputError, match=r"keeps weights in pytorch_model\.bin, expected safetensors"):
+        read_entailment_model(str(directory))
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path):

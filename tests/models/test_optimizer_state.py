@@ -1,13 +1,16 @@
 """Real optimizers train tiny real models; what is read back is what they held in memory."""
 
 import copy
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from transformers import (
     GPT2Config,
@@ -23,7 +26,9 @@ from transformers.optimization import Adafactor
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import SECOND_MOMENT
-from trackstar.tasks.models.optimizer_formats import QUANTISED_STATE
+from trackstar.tasks.index.second_moment import SecondMomentConfig
+from trackstar.tasks.models.checkpoint import Checkpoint
+from trackstar.tasks.models.optimizer_formats import QUANTISED_STATE, read_state
 from trackstar.tasks.models.optimizer_state import read_second_moment_file, read_second_moments, write_second_moments
 from trackstar.tasks.numerics.architecture import find_weight_matrices
 from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, dense, factor
@@ -176,25 +181,113 @@ def test_a_trainer_checkpoint_is_read_back(optim, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.distributed warns that there is one process
-def test_sharded_fsdp_state_is_refused_and_its_cure_works(tmp_path):
+@pytest.mark.parametrize("state_of", [get_optimizer_state_dict, lambda _, optimizer: optimizer.state_dict()])
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_what_distributed_checkpoint_wrote_is_refused_with_a_command_that_makes_it_readable(
+    state_of, is_wrapped, tmp_path
+):
+    directory = tmp_path / "a checkpoint; of mine"
+    directory.mkdir()
     model = llama()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(trainer_groups(model))
     train(model, optimizer)
-    shards = tmp_path / "optimizer_0"
-    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=shards, no_dist=True)
-    with pytest.raises(InputError, match=rf"in pieces \(optimizer_0\).*dcp_to_torch {shards} {tmp_path}/optimizer\.pt"):
-        read(tmp_path, model)
-    dcp_to_torch_save(shards, tmp_path / "optimizer.pt")
-    assert_second_moments(read(tmp_path, model), model, lambda p: optimizer.state[p]["exp_avg_sq"])
+    state = state_of(model, optimizer)
+    dcp.save({"optimizer": state} if is_wrapped else state, checkpoint_id=directory / "optimizer_0", no_dist=True)
+    with pytest.raises(InputError, match=r"not read as it is \(optimizer_0\)") as refusal:
+        read(directory, model)
+    command = re.search(r"run `(.*)`, or use --second-moment estimated$", str(refusal.value))[1]
+    words = shlex.split(command)
+    assert words[0] == "python"
+    subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True)
+    assert_second_moments(read(directory, model), model, lambda p: optimizer.state[p]["exp_avg_sq"])
 
 
-@pytest.mark.parametrize(
-    "name", ["global_step3", "pytorch_model_fsdp_0", "rank0-of-2-optimizer.pt", "optimizer.pt_0", "optimizer_0"]
-)
-def test_optimizer_state_in_pieces_is_refused_with_the_cure(name, tmp_path):
-    (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=rf"{name}.*or use --second-moment estimated"):
-        read(tmp_path, llama())
+PIECES = [
+    "global_step3/", "rank0-of-2-optimizer.pt", "optimizer.pt_0", "optimizer_0/", "optimizer/", "optim/", "optim.pt",
+    "model_and_optim/", "optimizer_0_rank1.bin", "optimizer.safetensors", "optimizer_1.bin", "opt_state.msgpack",
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt", "mp_rank_00/",
+    "distrib_optim.pt", "__0_0.distcp", "OptimizerStates.pth", "training_state.pt", "adamw-optimizer-state.pt",
+]  # fmt: skip
+NO_STATE = [
+    "optimizer_config.json", "optimizer.py", "optim.yaml", "model_optimized.onnx", "optimum_notes.bin", "scheduler.pt",
+    "training_args.bin", "trainer_state.json", "rng_state.pth", "model.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_an_optimizer_state_that_is_not_read_is_no_reason_for_an_estimate_that_nobody_asked_for(name, tmp_path):
+    make = Path.mkdir if name.endswith("/") else Path.touch
+    make(tmp_path / name)
+    checkpoint = Checkpoint(path=str(tmp_path), digest="", optimizer_digest=None)
+    for find in (lambda: read(tmp_path, llama()), lambda: SecondMomentConfig().resolve(checkpoint)):
+        with pytest.raises(InputError, match=rf"\({name.strip('/')}\), .*: use --second-moment estimated$"):
+            find()
+    assert SecondMomentConfig(mode="estimated").resolve(checkpoint) == "estimated"
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    assert SecondMomentConfig().resolve(checkpoint) == "factored"
+
+
+def test_what_is_no_optimizer_state_leaves_the_choice_of_an_estimate(tmp_path):
+    for name in NO_STATE:
+        (tmp_path / name).touch()
+    checkpoint = Checkpoint(path=str(tmp_path), digest="", optimizer_digest=None)
+    assert SecondMomentConfig().resolve(checkpoint) == "estimated"
+
+
+MATRIX, VECTOR = torch.ones(16, 16), torch.ones(16)
+ADAM = {"step": 3, "exp_avg": MATRIX, "exp_avg_sq": MATRIX}
+FOREIGN = [
+    ({**ADAM, "GG": [MATRIX, MATRIX], "Q": [MATRIX, MATRIX]}, "SOAP"),
+    ({**ADAM, "GG": [], "Q": []}, "SOAP"),
+    ({"step": 3, "precond_0": MATRIX, "inv_precond_0": MATRIX, "momentum_buffer": MATRIX}, "Shampoo"),
+    ({"step": 3, "exp_avg": MATRIX, "hessian": MATRIX}, "Sophia"),
+    ({**ADAM, "exp_avg_diff": MATRIX, "neg_pre_grad": MATRIX}, "Adan"),
+    ({"step": 3, "exp_avg": MATRIX, "exp_avg_var": MATRIX}, "AdaBelief"),
+    ({**ADAM, "s": MATRIX, "p0": MATRIX}, "Prodigy"),
+    (
+        {"step": 3, "RMS": 1.0, "exp_avg": MATRIX, "exp_avg_sq_row": VECTOR, "exp_avg_sq_col": VECTOR,
+         "exp_avg_res_row": VECTOR, "exp_avg_res_col": VECTOR}, "CAME",
+    ),
+    ({"exp_avg": MATRIX}, "Lion"),
+    ({"momentum_buffer": MATRIX}, "SGD or Muon"),
+    ({"step": 3, "square_avg": MATRIX}, "RMSprop or Adadelta"),
+    ({"step": 3, "z": MATRIX, "exp_avg_sq": MATRIX}, "a schedule-free optimizer"),
+    ({"step": 3, "state1": MATRIX, "qmap1": VECTOR, "absmax1": VECTOR}, "8-bit Lion or momentum"),
+    ({**ADAM, "exp_avg_slow": MATRIX}, "AdEMAMix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entries", "name"), FOREIGN, ids=[name for _, name in FOREIGN])
+def test_a_state_with_entries_that_a_known_format_has_not_is_of_another_optimizer(entries, name):
+    matrix = find_weight_matrices(llama())[0]
+    assert matrix.shape == (16, 16)
+    with pytest.raises(InputError, match=rf"keeps .* \({name}\), which is no second moment of Adam or Adafactor"):
+        read_state(entries, matrix)
+
+
+@pytest.mark.parametrize("extra", ["rotation", "preconditioner", "anything"])
+def test_an_unknown_entry_beside_adams_is_refused_by_name(extra):
+    with pytest.raises(InputError, match=rf"keeps .*'{extra}'.*use --second-moment estimated"):
+        read_state({**ADAM, extra: MATRIX}, find_weight_matrices(llama())[0])
+
+
+@pytest.mark.parametrize("extra", [{}, {"max_exp_avg_sq": MATRIX}, {"mu_product": VECTOR[0]}])
+def test_the_variants_of_adam_keep_the_same_second_moment(extra):
+    found = read_state({**ADAM, **extra}, find_weight_matrices(llama())[0])
+    assert torch.equal(found.values, MATRIX)
+
+
+def test_muon_of_torch_is_refused_for_the_matrices_that_it_trains(tmp_path):
+    model = llama()
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    optimizer = torch.optim.Muon(matrices)
+    train(model, optimizer)
+    with pytest.raises(InputError, match=r"keeps \['momentum_buffer'\] \(SGD or Muon\)"):
+        read_state(optimizer.state[matrices[0]], find_weight_matrices(model)[0])
+
+
+def parts(codes, code_map, scales):
+    return ("state", codes), ("qmap", code_map), ("absmax", scales)
 
 
 def _quantised_checkpoint(directory: Path, *, block_size: int, nested: bool) -> tuple[nn.Module, dict]:
@@ -209,7 +302,7 @@ def _quantised_checkpoint(directory: Path, *, block_size: int, nested: bool) -> 
         code_map = torch.linspace(0, 1, 256)
         flat = [code_map[code] * scales[i // block_size] for i, code in enumerate(codes.flatten().tolist())]
         expected[name] = torch.stack(flat).view(parameter.shape)
-        tensors = {"state1": codes, "state2": codes, "qmap1": code_map, "qmap2": code_map, "absmax2": scales}
+        tensors = {f"{name}{n}": part for n in (1, 2) for name, part in parts(codes, code_map, scales)}
         state[index] = {"step": 3, **({QUANTISED_STATE: tensors} if nested else tensors)}
     torch.save({"state": state, "param_groups": [{"params": list(state)}]}, directory / "optimizer.pt")
     return model, expected
@@ -395,7 +488,7 @@ def test_named_state_of_a_deeper_model_is_refused(tmp_path):
 def test_an_optimizer_without_a_second_moment_is_refused(tmp_path):
     model = llama()
     train_and_save(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), tmp_path)
-    with pytest.raises(InputError, match=r"keeps \['momentum_buffer'\], which is no second moment"):
+    with pytest.raises(InputError, match=r"keeps \['momentum_buffer'\] \(SGD or Muon\), which is no second moment"):
         read(tmp_path, model)
 
 

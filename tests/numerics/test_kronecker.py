@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from trackstar.tasks.numerics import kronecker
 from trackstar.tasks.numerics.architecture import find_weight_matrices
 from trackstar.tasks.numerics.influence import CurvedLoss, conjugate_gradients
 from trackstar.tasks.numerics.kronecker import Eigenbasis, KroneckerPreconditioner, eigenbases
@@ -41,8 +42,7 @@ def factors(model, module):
         log_p = model(input_ids=tokens[None, :num_tokens], use_cache=False).logits[0].log_softmax(-1)
         loss = -sum(log_p[t - 1, tokens[t]] for t in range(1, num_tokens))
         (delta,) = torch.autograd.grad(loss, seen["y"])
-        x, delta = seen["x"][0].detach(), delta[0]
-        x = x[delta.abs().sum(1) > 0]  # nothing depends on the last token, nor on what the first one attends to
+        x, delta = seen["x"][0, :-1].detach(), delta[0, :-1]  # nothing depends on the last token
         A, S = A + x.T @ x, S + delta.T @ delta
     handle.remove()
     return A, S
@@ -62,6 +62,29 @@ def test_the_preconditioner_is_the_inverse_of_the_damped_kronecker_products(mode
     found = KroneckerPreconditioner(bases, mean_eigenvalue=MEAN, damping=DAMPING)(vectors)
     # The norms of a Llama compute in float32 whatever its precision.
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_changes_no_factor(model, monkeypatch):
+    matrices = find_weight_matrices(model)
+    exact = eigenbases(model, matrices, [(TOKENS, CHOSEN)])
+    receive = kronecker._FactorTap.receive
+    monkeypatch.setattr(
+        kronecker._FactorTap, "receive", lambda tap, x, delta: receive(tap, x, torch.where(delta == 0, 1e-20, delta))
+    )
+    for found, expected in zip(eigenbases(model, matrices, [(TOKENS, CHOSEN)]), exact, strict=True):
+        # float64 eigenvalues of both, of which the largest decides what is rounding
+        atol = 1e-12 * expected.eigenvalues.max()
+        torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=atol)
+
+
+def test_padding_changes_no_factor(model):
+    matrices = find_weight_matrices(model)
+    wider = [torch.nn.functional.pad(part, (0, 3)) for part in (TOKENS, CHOSEN)]
+    found, expected = (eigenbases(model, matrices, [tuple(batch)]) for batch in (wider, (TOKENS, CHOSEN)))
+    for padded, plain in zip(found, expected, strict=True):
+        # the norms of a Llama compute in float32
+        atol = 1e-5 * plain.eigenvalues.max()
+        torch.testing.assert_close(padded.eigenvalues, plain.eigenvalues, rtol=1e-5, atol=atol)
 
 
 def test_a_solve_with_it_ends_where_one_without_ends(model):
