@@ -77,7 +77,7 @@ class DenseRequest(StageRequest):
     """A query set to be ranked by the similarity of embeddings."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     encoder: Encoder
     documents: tuple[Artifact, ...]
