@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.reference import example_gradients
 from trackstar.storage.queries import Query
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
 from trackstar.tasks.numerics.architecture import assign_blocks, find_weight_matrices
 from trackstar.tasks.numerics.projection import gaussian_projection
 
@@ -33,7 +33,7 @@ class Oracle:
         windows = [list(self._windows(ids, 1)) for ids in self.token_ids]
         self.windows = [window for document in windows for window in document]
         self.documents = [_total(document) for document in windows]
-        asked = [tokenize_query(tokenizer, Query.model_validate(query)) for query in queries]
+        asked = tokenize_queries(tokenizer, [Query.model_validate(query) for query in queries])
         self.queries = [_total(self._windows(item.ids, item.completion_start)) for item in asked]
 
     def second_moments(self, mode: str) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from trackstar.tasks.evaluation.metrics import Metrics
 from trackstar.tasks.index.contents import Index, each_text
 from trackstar.tasks.models.checkpoint import load_model, load_tokenizer
 from trackstar.tasks.models.engine import model_blocks
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
 
 METHODS = ("trackstar", "grad_cosine", "bm25", "random")
 METRICS = ("mrr", "hit_at_10", "tail_patch")
@@ -78,7 +78,7 @@ def quandas(arguments: argparse.Namespace, built: Index, frame: pl.DataFrame) ->
         "arrays": str((arguments.out / "arrays.npz").absolute()),
         "methods": METHODS,
         "documents": tokenize_documents(tokenizer, list(texts.values())),
-        "queries": [tokenize_query(tokenizer, query) for query in queries],
+        "queries": [tokens[:2] for tokens in tokenize_queries(tokenizer, queries)],
         "k": TOP_K,
         "learning_rate": LEARNING_RATE,
         "out": str((arguments.out / "quanda.json").absolute()),

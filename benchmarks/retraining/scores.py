@@ -16,7 +16,7 @@ from trackstar.flows.compare import compare
 from trackstar.flows.config import CompareConfig, IndexConfig
 from trackstar.flows.index import index
 from trackstar.storage.results import PROPONENT
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def bergson_scores(
     directory.mkdir(exist_ok=True)
     texts = [document.text for document in retraining.corpus.documents]
     documents = [(ids, 0) for ids in tokenize_documents(retraining.tokenizer, texts)]
-    queries = [tokenize_query(retraining.tokenizer, query) for query in retraining.corpus.queries]
+    queries = [tokens[:2] for tokens in tokenize_queries(retraining.tokenizer, retraining.corpus.queries)]
     for name, rows in (("documents", documents), ("queries", queries)):
         lines = [{"input_ids": ids, "labels": [-100] * start + ids[start:], "length": len(ids)} for ids, start in rows]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -96,8 +96,10 @@ def attribution_table(config: Any) -> RenderableType:
     return Group(table, facts_table("Run", facts), *spectra)
 
 
-def metrics_table(metrics: Any) -> Table:
+def metrics_table(metrics: Any) -> RenderableType:
     """A row a method, a column a metric, each mean above its interval; whatever is compared, it fits 80 columns."""
+    from trackstar.tasks.evaluation.metrics import no_evidence
+
     names = list(dict.fromkeys(name for values in metrics.methods.values() for name in values))
     table = Table(
         "method",
@@ -111,7 +113,8 @@ def metrics_table(metrics: Any) -> Table:
     for method, values in metrics.methods.items():
         found = [values.get(name) for name in names]
         table.add_row(method, *(f"{e.value:.3f}\n[dim]{e.low:.3f} {e.high:.3f}[/]" if e else "" for e in found))
-    return table
+    missing = no_evidence(metrics)
+    return Group(table, f"[red]{escape(missing)}[/]") if missing else table
 
 
 def _evidence(metrics: Any) -> str:

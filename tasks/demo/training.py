@@ -186,7 +186,7 @@ def completion_probabilities(
 
 
 def _completion(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, query: Query) -> Completion:
-    ids, start = tokenize_query(tokenizer, query)
+    ids, start, _ = tokenize_query(tokenizer, query)
     logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
     answer = torch.tensor(ids[start:])
     log_p = logits.log_softmax(-1).gather(1, answer[:, None]).sum()

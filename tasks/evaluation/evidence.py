@@ -4,19 +4,24 @@
     aliases         the query has ``aliases``, and the text holds the completion or one of them as whole words
     entailment      it has neither, and a local entailment model was asked (``trackstar.tasks.evaluation.entailment``)
 
-Text is compared after Unicode NFKC and case folding, so that width, ligatures and capitals do not matter.
+Text is compared word by word (``trackstar.tasks.numerics.words``), so that width, ligatures, capitals and line breaks do
+not matter.
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
+
+import regex
 
 from trackstar.storage.queries import Query
 from trackstar.tasks.index.contents import Index, each_text
 from trackstar.tasks.index.withdrawals import read_tombstones
+from trackstar.tasks.numerics.phrases import Phrases
+from trackstar.tasks.numerics.words import normalise
 
 Source = Literal["relevant_ids", "aliases", "entailment"]
+
+END_OF_ANSWER = regex.compile(r"[\p{Terminal_Punctuation}\s]")
 
 
 class LabelledQuery(Query):
@@ -49,12 +54,10 @@ def evidence_sources(queries: Iterable[Query]) -> dict[str, Source]:
 
 def names_of_answer(query: Query) -> list[str]:
     """The completion without the punctuation that ends it, and its aliases, normalised; none of them empty."""
-    names = [normalise(query.completion).strip().rstrip(".,;:!?"), *map(normalise, query.answer_aliases)]
+    answer = normalise(query.completion)
+    ends = "".join(set(END_OF_ANSWER.findall(answer)))
+    names = [answer.rstrip(ends), *map(normalise, query.answer_aliases)]
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
-
-
-def normalise(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _is_searched(query: Query) -> bool:
@@ -62,21 +65,13 @@ def _is_searched(query: Query) -> bool:
 
 
 def _candidates_with(queries: Sequence[Query], texts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Query id to the candidates whose text holds one of the answer's names between word boundaries."""
-    patterns = {query.id: _pattern(names_of_answer(query)) for query in queries}
+    """Query id to the candidates whose text holds one of the answer's names as whole words."""
+    names = Phrases({query.id: names_of_answer(query) for query in queries})
     found: dict[str, list[str]] = {query.id: [] for query in queries}
     for candidate_id, text in texts:
-        normal = normalise(text)
-        for query_id, pattern in patterns.items():
-            if pattern.search(normal):
-                found[query_id].append(candidate_id)
+        for query_id in names.owners_in(text):
+            found[query_id].append(candidate_id)
     return found
-
-
-def _pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """A name may begin or end with a sign that is no word character, so the boundary is the absence of a neighbour."""
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
 def _labelled(query: Query, found: Sequence[str] | None) -> LabelledQuery:

@@ -27,6 +27,12 @@ RETRIEVAL: Mapping[str, Callable[[Sequence[str], AbstractSet[str]], float]] = {
     "precision_at_10": partial(precision_at_k, k=10),
 }
 
+IN_VAIN: Mapping[str, str] = {
+    RELEVANT_IDS: "{count} with an empty list of relevant_ids",
+    "aliases": "{count} with aliases: no text holds the answer or one of them",
+    "entailment": "{count} judged by the entailment model: it found none",
+}
+
 PerQuery = Mapping[str, float]  # query id to value
 
 
@@ -66,6 +72,9 @@ class Metrics(BaseModel):
         description="Where relevance comes from: relevant_ids, aliases (found in the text), entailment; null without."
     )
     num_queries_by_evidence: dict[str, int] = Field(description="The queries with evidence, by where it comes from.")
+    num_queries_in_vain: dict[str, int] = Field(
+        {}, description="The queries of which a source says that nothing is evidence, by source."
+    )
     pool: Pool | None = Field(None, description="What was judged, where evidence comes from entailment.")
     num_queries: int = Field(ge=0)
     num_queries_with_evidence: int = Field(ge=0, description="Only these enter the retrieval metrics.")
@@ -100,7 +109,9 @@ def evaluate(
         for method, values in _tail_patch_values(tail_patch).items():
             per_query.setdefault(method, {})[TAIL_PATCH] = values
     reference = next(iter(per_query), None)
-    sources = Counter((evidence or {}).get(query.id, RELEVANT_IDS) for query in queries if query.relevant_ids)
+    asked = {query.id: RELEVANT_IDS for query in queries if query.relevant_ids is not None} | dict(evidence or {})
+    sources = Counter(asked[query.id] for query in queries if query.relevant_ids)
+    in_vain = Counter(asked[query.id] for query in queries if query.id in asked and not query.relevant_ids)
     return Metrics(
         methods={name: _estimates(metrics, seed=seed) for name, metrics in per_query.items()},
         reference=reference,
@@ -111,9 +122,22 @@ def evaluate(
         },
         evidence=" and ".join(sources) or None,
         num_queries_by_evidence=dict(sources),
+        num_queries_in_vain=dict(in_vain),
         num_queries=len(queries),
         num_queries_with_evidence=sources.total(),
         num_ranks=dict(proponents.group_by("method", maintain_order=True).agg(pl.col("rank").max()).iter_rows()),
+    )
+
+
+def no_evidence(metrics: Metrics) -> str | None:
+    """The sentence that says why there are no retrieval metrics, or None where there are some."""
+    if metrics.num_queries_with_evidence:
+        return None
+    searched = [IN_VAIN[source].format(count=f"{n:,}") for source, n in metrics.num_queries_in_vain.items()]
+    reasons = "; ".join(searched) or "they name neither relevant_ids nor aliases, and no entailment model was asked"
+    return (
+        f"None of the {metrics.num_queries:,} queries has evidence ({reasons}), so there is no MRR, hit rate, recall "
+        "or precision; give relevant_ids or aliases that are in the corpus, or --entailment-model"
     )
 
 

@@ -16,7 +16,7 @@ from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.index.contents import shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.models.engine import Engine, EngineSpec, dense_scales, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
 from trackstar.tasks.numerics.batching import Window, pad
 from trackstar.tasks.numerics.tail_patch import probability_changes
 from trackstar.tasks.runtime.progress import progress
@@ -36,7 +36,7 @@ class TailPatchRequest(IndexedShards):
     """The proponents of some rankings to be trained on, one by one."""
 
     kind: ClassVar[str] = "tail_patch"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     engine: EngineSpec
     queries: tuple[Query, ...]
@@ -99,7 +99,7 @@ def _changes(
 
 
 def _query_batch(engine: Engine, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-    tokens = [tokenize_query(engine.tokenizer, query) for query in queries]
+    tokens = tokenize_queries(engine.tokenizer, queries)
     rows = [Window(row, 0, len(item.ids)) for row, item in enumerate(tokens)]
     padded = pad(rows, [item.ids for item in tokens], [item.completion_start for item in tokens])
     ids, chosen = (torch.from_numpy(array).to(engine.device) for array in padded)

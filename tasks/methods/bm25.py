@@ -26,7 +26,7 @@ class BaselineRequest(IndexedShards):
     """A query set to be ranked by the documents' texts, or by chance."""
 
     kind: ClassVar[str] = "rankings"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: str
     queries: tuple[Query, ...]
@@ -59,8 +59,8 @@ def rank_by_baseline(request: BaselineRequest, draft: Draft) -> None:
 
 
 def search_text(query: QueryLike) -> str:
-    """What a query is searched by: its prompt and its completion."""
-    return f"{query.prompt} {query.completion}"
+    """What a query is searched by: the text that the model reads, prompt and completion as they are."""
+    return query.prompt + query.completion
 
 
 def _bm25_scores(request: BaselineRequest, candidates: Candidates) -> Iterator[ndarray]:

@@ -24,7 +24,7 @@ from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.withdrawals import read_tombstones
 from trackstar.tasks.models.checkpoint import context_tokens, load_model, load_tokenizer
 from trackstar.tasks.models.engine import EngineSpec, model_blocks
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_query
+from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
 from trackstar.tasks.numerics.batching import Window, batches, pad, windows
 from trackstar.tasks.numerics.influence import Batch, CurvedLoss, Product, conjugate_gradients, mean_eigenvalue
 from trackstar.tasks.numerics.kronecker import Eigenbasis, KroneckerPreconditioner, eigenbases
@@ -141,7 +141,7 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss, l
     tables = [read_table(shard.path(request.index), DOCUMENTS) for shard in request.documents]
     texts = [text for table in tables for text in table.filter(~pl.col("id").is_in(withdrawn))["text"]]
     sequences = tokenize_documents(tokenizer, texts)
-    query_tokens = [tokenize_query(tokenizer, query) for query in request.queries]
+    query_tokens = tokenize_queries(tokenizer, request.queries)
     model = load_model(request.engine.checkpoint, settings)
     model.set_attn_implementation("eager")  # fused kernels have no forward-mode derivative
     matrices = [matrix for block in model_blocks(model, request.engine.gradient).values() for matrix in block]

@@ -115,7 +115,7 @@ class Comparison:
             index = plain_index(index)
             if changed.whitening != "none":
                 index = with_autocorrelation(index, dask=self._settings.dask)
-            encoded = encode(index, self._queries)
+            encoded = encode(index, self._queries, is_said=True)
         return rank(index, encoded, changed, method=method, dask=self._settings.dask)
 
     def _rank_by_tracin(self, method: str, score: ScoreConfig) -> Artifact:
@@ -126,7 +126,7 @@ class Comparison:
                 index=str(self._index.path),
                 method=method,
                 shards=tuple(index.shards for index in indexes),
-                queries=tuple(encode(index, self._queries) for index in indexes),
+                queries=tuple(encode(index, self._queries, is_said=True) for index in indexes),
                 unit_norm=TRACIN_METHODS[method],
                 top_k=score.top_k,
                 tombstones=self._index.tombstones,

@@ -1,19 +1,39 @@
-"""From text to tokens, and which of them a loss is summed over."""
+"""From text to tokens, and which of them a loss is summed over.
 
-from collections.abc import Sequence
+The ids of a query are those of prompt and completion tokenized as the one text the model would read. A token that holds
+any character of the completion is part of it. Which characters a token holds is read from the tokenizer without its
+post-processor, which adds special tokens and, with ``trim_offsets``, takes white space off what a token is said to
+hold.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import Normalizer
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query
+from trackstar.tasks.models.query_warnings import QueryWarning, SpecialToken, query_warnings
+from trackstar.tasks.numerics.words import cluster_start
 
 
 class QueryTokens(NamedTuple):
-    """Token ids of prompt and completion, and where the completion begins."""
+    """Token ids of prompt and completion, where the completion begins, and what a person should know of them."""
 
     ids: list[int]
     completion_start: int
+    warnings: tuple[QueryWarning, ...] = ()
+
+
+class _Held(NamedTuple):
+    """A token's place among all, how it is written, and the characters [start, stop) of the text that it holds."""
+
+    place: int
+    text: str
+    start: int
+    stop: int
 
 
 def tokenize_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -22,44 +42,78 @@ def tokenize_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str])
 
 
 def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> QueryTokens:
-    """Tokenize prompt and completion as the one text the model would read.
-
-    Where a token would reach across their border, prompt and completion are tokenized apart, so that no part of the
-    prompt is ever in the loss. Special tokens after the completion are left out.
+    """Tokenize prompt and completion as one text. Special tokens after the completion are left out.
 
     Raises:
         InputError: The completion yields no token that could be predicted.
     """
-    joined = tokenizer(
-        query.prompt + query.completion,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        truncation=False,
-        verbose=False,
-    )
-    ids, offsets, special = joined["input_ids"], joined["offset_mapping"], joined["special_tokens_mask"]
-    while ids and special[len(ids) - 1]:
-        ids = ids[:-1]
-    border = len(query.prompt)
-    start = next((i for i in range(len(ids)) if not special[i] and offsets[i][1] > border), len(ids))
-    if start < len(ids) and offsets[start][0] < border:
-        ids, start = _tokenize_apart(tokenizer, query)
-    if start == 0:  # the first token is predicted from nothing
-        ids, start = [_beginning(tokenizer, query), *ids], 1
-    if start >= len(ids):
+    return tokenize_queries(tokenizer, [query])[0]
+
+
+def tokenize_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]) -> list[QueryTokens]:
+    """``tokenize_query`` of each."""
+    bare = _without_post_processor(tokenizer.backend_tokenizer)
+    return [_tokenize(tokenizer, bare, query) for query in queries]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, bare: Tokenizer, query: Query) -> QueryTokens:
+    text = query.prompt + query.completion
+    joined = tokenizer(text, return_special_tokens_mask=True, truncation=False, verbose=False)
+    held = _held(joined, bare.encode(text, add_special_tokens=False), query)
+    ids = joined["input_ids"][: held[-1].place + 1] if held else []
+    begins, is_joined = _beginning_of_completion(bare.normalizer, query, held)
+    first = next((token for token in held if token.start < token.stop > begins), None)
+    if first is None:
         raise InputError(f"query {query.id!r} has a completion {query.completion!r} without tokens; give it some text")
-    return QueryTokens(ids, start)
+    crossing = text[first.start : first.stop] if is_joined or first.start < len(query.prompt) else None
+    warnings = query_warnings(query, crossing=crossing, spelled=_spelled(bare, text, ids, held))
+    if first.place == 0:  # it would be predicted from nothing
+        return QueryTokens([_beginning(tokenizer, query), *ids], 1, warnings)
+    return QueryTokens(ids, first.place, warnings)
 
 
-def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, query: Query) -> tuple[list[int], int]:
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+def _held(joined: BatchEncoding, bare: Encoding, query: Query) -> list[_Held]:
+    """Every token of a text that the post-processor did not add."""
+    own = [place for place, is_added in enumerate(joined["special_tokens_mask"]) if not is_added]
+    tokens = joined.tokens()
+    if [tokens[place] for place in own] != bare.tokens:
+        raise InputError(
+            f"the tokenizer reads query {query.id!r} otherwise than its tokenizer.json says, so that it is not known "
+            "where the completion begins; save it again with save_pretrained"
+        )
+    return [_Held(place, text, *offsets) for place, text, offsets in zip(own, bare.tokens, bare.offsets, strict=True)]
 
-    with_special = tokenizer(query.prompt, truncation=False, verbose=False, return_special_tokens_mask=True)
-    prompt, special = with_special["input_ids"], with_special["special_tokens_mask"]
-    while prompt and special[len(prompt) - 1] and len(prompt) > 1:
-        prompt = prompt[:-1]
-    return [*prompt, *encode(query.completion)], len(prompt)
+
+def _beginning_of_completion(normalizer: Normalizer | None, query: Query, held: Sequence[_Held]) -> tuple[int, bool]:
+    """Where in the text it begins, and whether the normalizer makes one character of the prompt's last and its first.
+
+    Such a character is held by one token, and the tokenizer may call it the prompt's alone.
+    """
+    border, text = len(query.prompt), query.prompt + query.completion
+    if normalizer is None or normalizer.normalize_str(text).startswith(normalizer.normalize_str(query.prompt)):
+        return border, False
+    if any(token.start <= border < token.stop for token in held):
+        return border, True
+    return cluster_start(text, border), True
+
+
+def _spelled(bare: Tokenizer, text: str, ids: Sequence[int], held: Sequence[_Held]) -> Iterator[SpecialToken]:
+    special = {token.content for token in bare.get_added_tokens_decoder().values() if token.special}
+    for token in held:
+        if token.text in special and token.text in text[token.start : token.stop]:  # not for what it does not know
+            is_first = token.place == held[0].place
+            yield SpecialToken(token.text, is_repeated=is_first and ids[token.place] in ids[: token.place])
+
+
+def _without_post_processor(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer that shares model, normalizer and pre-tokenizer, which takes no time however large they are."""
+    bare = Tokenizer(backend.model)
+    bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    added = backend.get_added_tokens_decoder().values()
+    bare.add_special_tokens([token for token in added if token.special])
+    bare.add_tokens([token for token in added if not token.special])
+    bare.encode_special_tokens = backend.encode_special_tokens
+    return bare
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase, query: Query) -> int:
@@ -68,6 +122,7 @@ def _beginning(tokenizer: PreTrainedTokenizerBase, query: Query) -> int:
     token = next((candidate for candidate in candidates if candidate is not None), None)
     if token is None:
         raise InputError(
-            f"query {query.id!r} has no prompt and the tokenizer no beginning-of-text token; give it a prompt"
+            f"query {query.id!r} has nothing before its completion and the tokenizer no beginning-of-text token; give "
+            "it a prompt"
         )
     return token

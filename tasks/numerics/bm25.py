@@ -11,7 +11,6 @@ So two passes are enough, and what is held is the vocabulary. ``BM25Okapi`` want
 and the parameters here, and the scores are those of its ``get_scores`` up to rounding.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,12 +21,7 @@ from jaxtyping import Float
 from rank_bm25 import BM25Okapi
 from scipy.sparse import csr_array
 
-WORD = re.compile(r"\w+")
-
-
-def tokenize(text: str) -> list[str]:
-    """Runs of Unicode word characters (letters, digits, underscore), lower-cased; nothing is stemmed or dropped."""
-    return WORD.findall(text.lower())
+from trackstar.tasks.numerics.words import words
 
 
 @dataclass
@@ -45,9 +39,9 @@ class CorpusCounts:
     document_frequencies: Counter[str] = field(default_factory=Counter)
 
     def add(self, documents: Sequence[str]) -> None:
-        for words in map(tokenize, documents):
-            self.num_words += len(words)
-            self.document_frequencies.update(set(words))
+        for found in map(words, documents):
+            self.num_words += len(found)
+            self.document_frequencies.update(set(found))
         self.num_documents += len(documents)
 
 
@@ -60,7 +54,7 @@ class Bm25:
     """
 
     def __init__(self, corpus: CorpusCounts, queries: Sequence[str]) -> None:
-        asked = [[word for word in tokenize(text) if word in corpus.document_frequencies] for text in queries]
+        asked = [[word for word in words(text) if word in corpus.document_frequencies] for text in queries]
         self._columns = {word: column for column, word in enumerate(dict.fromkeys(chain(*asked)))}
         self._queries = _counts(asked, self._columns)
         if self._columns:  # rank-bm25 divides by the number of documents and by that of distinct words
@@ -71,10 +65,10 @@ class Bm25:
         """Score some documents of the corpus; a query that shares no word with one scores 0."""
         if not self._columns:
             return np.zeros((self._queries.shape[0], len(documents)))
-        words = [tokenize(text) for text in documents]
-        f = _counts(words, self._columns).tocoo()
+        found = [words(text) for text in documents]
+        f = _counts(found, self._columns).tocoo()
         k1, b, mean_length = self._library.k1, self._library.b, self._library.avgdl
-        lengths = np.array([len(of_document) for of_document in words])[f.row]
+        lengths = np.array([len(of_document) for of_document in found])[f.row]
         # idf(w) · f(w,d) (k1 + 1) / (f(w,d) + k1 (1 - b + b |d| / mean |d|))
         f.data *= self._idf[f.col] * (k1 + 1) / (f.data + k1 * (1 - b + b * lengths / mean_length))
         return (self._queries @ f.tocsr().T).toarray()
@@ -82,7 +76,7 @@ class Bm25:
 
 def _counts(texts: Sequence[Sequence[str]], columns: dict[str, int]) -> csr_array:
     """[t w] How often each word that has a column occurs in each text."""
-    found = [[columns[word] for word in words if word in columns] for words in texts]
+    found = [[columns[word] for word in text if word in columns] for text in texts]
     pointers = np.cumsum([0, *map(len, found)])
     indices = np.array([column for row in found for column in row], dtype=np.int64)
     counts = csr_array((np.ones(len(indices)), indices, pointers), shape=(len(texts), len(columns)))

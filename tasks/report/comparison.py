@@ -72,8 +72,11 @@ def quarantined(index: Index) -> pl.DataFrame:
 
 def _predictions(index: Index, encoded: Artifact) -> dict[str, Prediction]:
     said = read_table(encoded.path(str(index.path)), QUERIES)
-    rows = said.select("query_id", "probability", "answer").iter_rows()
-    return {query_id: Prediction(probability=probability, answer=answer) for query_id, probability, answer in rows}
+    rows = said.select("query_id", "probability", "answer", "warnings").iter_rows()
+    return {
+        query_id: Prediction(probability=probability, answer=answer, warnings=tuple(warnings))
+        for query_id, probability, answer, warnings in rows
+    }
 
 
 def _facts(index: Index, run: Mapping[str, Any], tail_patch: Artifact | None) -> dict[str, str | int | float | bool]:

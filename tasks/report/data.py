@@ -16,10 +16,12 @@ class Prediction:
     Attributes:
         probability: Of the completion given the prompt.
         answer: The model's own continuation.
+        warnings: What is to be known of how the query was read.
     """
 
     probability: float | None = None
     answer: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

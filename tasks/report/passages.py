@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from trackstar.tasks.numerics.bm25 import WORD, tokenize
+from trackstar.tasks.numerics.words import spans
+from trackstar.tasks.numerics.words import words as words_of
 
 SHOWN_CHARACTERS = 340
 SEARCHED_CHARACTERS = 1 << 17  # how far into a text a word worth showing is looked for
@@ -42,9 +43,10 @@ class Words:
 
     @classmethod
     def of(cls, prompt: str, completion: str, *, common: AbstractSet[str]) -> "Words":
-        words = frozenset(tokenize(completion))
+        joint = list(spans(prompt + completion))
+        words = frozenset(words_of(completion)).union(word for word, _, stop in joint if stop > len(prompt))
         answer = words - common or words  # an answer of common words alone is still the answer
-        return cls(answer=answer, shared=frozenset(tokenize(prompt)) - words - common)
+        return cls(answer=answer, shared=frozenset(word for word, _, _ in joint) - words - common)
 
 
 class Token(NamedTuple):
@@ -84,7 +86,7 @@ def visible(text: str) -> str:
 
 def common_words(texts: Iterable[str]) -> frozenset[str]:
     """Words in more than a fifth of the texts: sharing them says nothing, in whatever language."""
-    found = [set(tokenize(text[:SEARCHED_CHARACTERS])) for text in texts]
+    found = [set(words_of(text[:SEARCHED_CHARACTERS])) for text in texts]
     if len(found) < FEWEST_TEXTS:
         return frozenset()
     counts = Counter(word for words in found for word in words)
@@ -109,15 +111,18 @@ def passage(text: str, words: Words, tokens: Sequence[Token] = ()) -> Passage:
 
 def mark(text: str, words: Words, toned: Sequence[int] = ()) -> Markup:
     """The escaped text with ``<mark>`` around shared words and ``<mark class="answer">`` around words of the answer."""
-    pieces, end = [], 0
-    for match in WORD.finditer(text):
-        word = match[0].lower()
-        if word in words.answer or word in words.shared:
-            opening = '<mark class="answer">' if word in words.answer else "<mark>"
-            inside = _tinted(text, toned, match.start(), match.end())
-            pieces += [_tinted(text, toned, end, match.start()), Markup(opening), inside, Markup("</mark>")]
-            end = match.end()
-    return Markup("").join([*pieces, _tinted(text, toned, end, len(text))])
+    openings = [""] * len(text)
+    for word, start, stop in spans(text):
+        if word in words.answer:
+            openings[start:stop] = ['<mark class="answer">'] * (stop - start)
+        elif word in words.shared:  # a character that another word gives to the answer stays there
+            openings[start:stop] = [opening or "<mark>" for opening in openings[start:stop]]
+    pieces = []
+    for opening, run in groupby(range(len(text)), key=openings.__getitem__):
+        positions = list(run)
+        inside = _tinted(text, toned, positions[0], positions[-1] + 1)
+        pieces.append(Markup(f"{opening}{{}}</mark>").format(inside) if opening else inside)
+    return Markup("").join(pieces)
 
 
 def tones(tokens: Sequence[Token], start: int, end: int) -> list[int]:
@@ -168,12 +173,11 @@ def _tinted(text: str, toned: Sequence[int], start: int, end: int) -> Markup:
 def _start(text: str, words: Words) -> int:
     """Where to begin so that the most telling word is shown with some context before it."""
     first_shared = 0
-    for match in WORD.finditer(text):
-        word = match[0].lower()
+    for word, start, _ in spans(text):
         if word in words.answer:
-            return _word_start(text, match.start() - LEAD_CHARACTERS)
+            return _word_start(text, start - LEAD_CHARACTERS)
         if not first_shared and word in words.shared:
-            first_shared = match.start()
+            first_shared = start
     return _word_start(text, first_shared - LEAD_CHARACTERS)
 
 

@@ -4,11 +4,13 @@ Texts of a corpus are foreign. Everything passes through autoescaping, element i
 Content-Security-Policy admits exactly the one style sheet and the one script that are written into it.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trackstar.tasks.evaluation.costs import STEPS
+from trackstar.tasks.evaluation.metrics import no_evidence
 from trackstar.tasks.report.data import Curvature, Explanation, Prediction, ReportData
 from trackstar.tasks.report.metrics import EVIDENCE_TEXTS, METRIC_TEXTS, metric_columns, step_effects
 from trackstar.tasks.report.plots import spectrum_plot
@@ -40,6 +42,7 @@ def render_report(data: ReportData) -> str:
         step_effects=step_effects(data),
         views=views,
         reads_tokens=data.explanation is not None and data.explanation.tokens is not None,
+        no_evidence=data.metrics and no_evidence(data.metrics),
         has_evidence=any(query.relevant_ids for query in data.queries),
         index=_index(views),
         css=css,
@@ -78,9 +81,14 @@ def _index(views: Sequence[QueryView]) -> list[dict[str, Any]]:
     """What the page's script searches: the text of each query and which methods found its evidence."""
     return [
         {
-            "text": f"{view.query.id} {view.prompt} {view.query.completion}".lower()[:SEARCHABLE_CHARACTERS],
+            "text": _searchable(f"{view.query.id} {view.prompt}{view.query.completion}"),
             "found": [column.first_evidence for column in view.columns],
             "evidence": bool(view.query.relevant_ids),
         }
         for view in views
     ]
+
+
+def _searchable(text: str) -> str:
+    """As the page's script folds what is typed."""
+    return unicodedata.normalize("NFKC", text[:SEARCHABLE_CHARACTERS]).lower()

@@ -15,7 +15,7 @@
   };
 
   const apply = () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = filter.value.normalize("NFKC").toLowerCase().split(/\s+/).filter(Boolean);
     const choice = found ? found.value : "";
     let count = 0;
     index.forEach((entry, i) => {

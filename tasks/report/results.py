@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import polars as pl
+from prefect import get_run_logger
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import QUERIES, RANKING, location
@@ -32,8 +33,11 @@ from trackstar.tasks.scoring.whitening import (
 LIBRARIES = ("trackstar", "torch", "transformers", "numpy", "scipy", "zarr", "polars", "prefect", "dask")
 
 
-def encode(index: Index, queries: Sequence[Query]) -> Artifact:
-    """The query set's gradients.
+def encode(index: Index, queries: Sequence[Query], *, is_said: bool = False) -> Artifact:
+    """The query set's gradients; how queries were read goes to the run's log where that needs a warning.
+
+    Args:
+        is_said: Whether the run has read the same queries before.
 
     Raises:
         InputError: The checkpoint is no longer the one that was indexed, or cannot be loaded wholly.
@@ -44,7 +48,10 @@ def encode(index: Index, queries: Sequence[Query]) -> Artifact:
         raise InputError(
             f"{indexed.path} has changed since {index.path} was built from it; index it again, into another directory"
         )
-    return encode_queries(QueryRequest(index=str(index.path), engine=index.engine, queries=tuple(queries)))
+    encoded = encode_queries(QueryRequest(index=str(index.path), engine=index.engine, queries=tuple(queries)))
+    for warning in () if is_said else encoded.facts["warnings"]:
+        get_run_logger().warning(warning)
+    return encoded
 
 
 def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:
@@ -112,9 +119,10 @@ def run_record(
         "num_withdrawn": index.num_withdrawn,
         "num_quarantined": index.total("num_quarantined"),
         "block_dims": index.block_dims,
+        "warnings": encoded.facts["warnings"],
         "methods": {ranking.facts["method"]: ranking.facts for ranking in rankings},
         "queries": {
-            row["query_id"]: {name: row[name] for name in ("loss", "probability", "answer")}
+            row["query_id"]: {name: row[name] for name in ("loss", "probability", "answer", "warnings")}
             for row in said.iter_rows(named=True)
         },
         "digests": {

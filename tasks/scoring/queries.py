@@ -14,7 +14,8 @@ from trackstar.storage.matrices import write_arrays
 from trackstar.storage.queries import Query
 from trackstar.storage.tables import write_table
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
-from trackstar.tasks.models.tokens import QueryTokens, tokenize_query
+from trackstar.tasks.models.query_warnings import sentence, summary
+from trackstar.tasks.models.tokens import QueryTokens, tokenize_queries
 from trackstar.tasks.runtime.stage import StageRequest, stage
 
 
@@ -22,7 +23,7 @@ class QueryRequest(StageRequest):
     """A query set to be turned into gradients."""
 
     kind: ClassVar[str] = "queries"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     queries: tuple[Query, ...]
@@ -38,9 +39,9 @@ class QueryRequest(StageRequest):
 
 @stage
 def encode_queries(request: QueryRequest, draft: Draft) -> None:
-    """Write the projected gradient of every query's completion loss, and what the model itself says."""
+    """Write the projected gradient of every query's completion loss, what the model itself says, and its warnings."""
     with open_engine(request.engine) as engine:
-        tokens = [_tokens(engine, query) for query in request.queries]
+        tokens = _tokens(engine, request.queries)
         losses, vectors = engine.gradients(
             [item.ids for item in tokens], first_targets=[item.completion_start for item in tokens]
         )
@@ -56,18 +57,26 @@ def encode_queries(request: QueryRequest, draft: Draft) -> None:
                 "loss": losses,
                 "probability": np.exp(-losses),
                 "answer": answers,
+                "warnings": pl.Series(
+                    [[sentence(warning) for warning in of.warnings] for of in tokens], dtype=pl.List(pl.String)
+                ),
             }
         ),
     )
-    draft.facts |= {"num_queries": len(tokens), "mean_probability": float(np.exp(-losses).mean())}
+    draft.facts |= {
+        "num_queries": len(tokens),
+        "mean_probability": float(np.exp(-losses).mean()),
+        "warnings": summary({query.id: of.warnings for query, of in zip(request.queries, tokens, strict=True)}),
+    }
 
 
-def _tokens(engine: Engine, query: Query) -> QueryTokens:
-    tokens = tokenize_query(engine.tokenizer, query)
-    if len(tokens.ids) > engine.context:
-        raise InputError(
-            f"query {query.id!r} is {len(tokens.ids)} tokens long and the model's context {engine.context}; shorten it"
-        )
+def _tokens(engine: Engine, queries: Sequence[Query]) -> list[QueryTokens]:
+    tokens = tokenize_queries(engine.tokenizer, queries)
+    for query, (ids, *_) in zip(queries, tokens, strict=True):
+        if len(ids) > engine.context:
+            raise InputError(
+                f"query {query.id!r} is {len(ids)} tokens long and the model's context {engine.context}; shorten it"
+            )
     return tokens
 
 

@@ -1,3 +1,6 @@
+import time
+import unicodedata
+
 import pytest
 
 from trackstar.storage.queries import Query
@@ -34,6 +37,21 @@ def test_names_are_whole_words_whatever_their_case_and_width(text, is_found):
     assert bool(relevant([text], aliases=["Wien"])) == is_found
 
 
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        (" 東京。", "日本の首都は東京都にある。"),
+        ("水", "飲み水を買う"),
+        ("กรุงเทพ", "กรุงเทพมหานครเป็นเมืองหลวง"),
+        (" दिल्ली।", "राजधानी दिल्ली है"),
+        (" القاهرة؟", "عاصمة مصر القاهرة"),
+        (" Hà Nội", unicodedata.normalize("NFD", "HÀ\nNỘI là thủ đô")),
+    ],
+)
+def test_an_answer_is_found_in_any_script(completion, text):
+    assert relevant([text, "something else"], completion=completion, aliases=["Nowhere"]) == ("d0",)
+
+
 def test_signs_in_a_name_are_signs_and_not_a_pattern():
     assert relevant(["It is written in C++ today", "C, C+ and CCC", "a C++x"], completion="C++", aliases=["(c)"]) == (
         "d0",
@@ -42,6 +60,12 @@ def test_signs_in_a_name_are_signs_and_not_a_pattern():
 
 def test_an_answer_is_searched_without_the_punctuation_that_ends_it():
     assert names_of_answer(query(completion=" Vienna.", aliases=["  ", "Wien", "vienna"])) == ["vienna", "wien"]
+
+
+def test_a_repetitive_answer_is_looked_for_in_time():
+    started = time.process_time()
+    assert relevant(["." * 40_000], completion="." * 40_000 + "x", aliases=["." * 20_000 + "!"]) == ()
+    assert time.process_time() - started < 5
 
 
 def test_named_evidence_stands_and_is_not_searched_for():

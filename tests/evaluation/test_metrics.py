@@ -6,7 +6,7 @@ import pytest
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.results import RESULT_SCHEMA
-from trackstar.tasks.evaluation.metrics import Estimate, evaluate
+from trackstar.tasks.evaluation.metrics import Estimate, evaluate, no_evidence
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,22 @@ def test_without_any_evidence_the_retrieval_metrics_are_absent():
     assert (metrics.evidence, metrics.num_queries_with_evidence) == (None, 0)
     with_tail_patch = evaluate(FRAME, queries, tail_patch=patches([("q1", "trackstar", "x", 0.4)]))
     assert list(with_tail_patch.methods["trackstar"]) == ["tail_patch"]
+
+
+@pytest.mark.parametrize(
+    ("relevant_ids", "evidence", "reason"),
+    [
+        (None, None, "they name neither relevant_ids nor aliases"),
+        ((), None, "(2 with an empty list of relevant_ids)"),
+        ((), {"q1": "aliases", "q2": "aliases"}, "(2 with aliases: no text holds the answer or one of them)"),
+        ((), {"q1": "aliases", "q2": "entailment"}, "; 1 judged by the entailment model: it found none"),
+    ],
+)
+def test_without_any_evidence_a_sentence_says_why(relevant_ids, evidence, reason):
+    metrics = evaluate(FRAME, [Query(id, relevant_ids=relevant_ids) for id in ("q1", "q2")], evidence=evidence)
+    assert reason in no_evidence(metrics)
+    assert no_evidence(metrics).startswith("None of the 2 queries has evidence")
+    assert no_evidence(evaluate(FRAME, QUERIES)) is None
 
 
 def test_the_numbers_do_not_depend_on_what_else_is_compared():

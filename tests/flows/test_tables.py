@@ -23,3 +23,15 @@ def test_every_method_and_metric_is_readable_in_80_columns():
     means = {line[0]: line[1:] for line in lines[4::2]}
     assert means == dict.fromkeys(METHODS, ["0.750"] * len(RETRIEVAL) + ["-0.001"])
     assert lines[5::2] == [["0.625", "0.875"] * len(RETRIEVAL) + ["-0.125", "-0.062"]] * len(METHODS)
+
+
+def test_without_evidence_the_table_says_why_there_is_no_mrr():
+    metrics = Metrics(
+        methods={"bm25": {}}, reference="bm25", differences={}, evidence=None, num_queries_by_evidence={},
+        num_queries_in_vain={"aliases": 5}, num_queries=5, num_queries_with_evidence=0, num_ranks={},
+    )  # fmt: skip
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(metrics_table(metrics))
+    said = " ".join(printed.get().split())
+    assert "None of the 5 queries has evidence (5 with aliases: no text holds the answer or one of them)" in said

@@ -13,7 +13,7 @@ from trackstar.storage.tables import read_table
 from trackstar.tasks.index.withdrawals import TombstoneRequest, Withdrawal, write_tombstones
 from trackstar.tasks.methods import bm25 as baselines
 from trackstar.tasks.methods.bm25 import BaselineRequest, rank_by_baseline, search_text
-from trackstar.tasks.numerics.bm25 import tokenize
+from trackstar.tasks.numerics.words import words
 from trackstar.tasks.runtime.stage import build
 
 QUERIES = tuple(
@@ -67,9 +67,9 @@ def test_the_ranking_is_the_same_however_the_corpus_is_cut(tmp_path, monkeypatch
 def test_the_ranking_is_that_of_rank_bm25(tmp_path):
     texts = zipf_texts(60, seed=9)
     table, _ = rank(UPath(tmp_path), cut(texts, 40), top_k=0)
-    library = BM25Okapi([tokenize(text) for text in texts])
+    library = BM25Okapi([words(text) for text in texts])
     for query in QUERIES:
-        expected = library.get_scores(tokenize(search_text(query)))
+        expected = library.get_scores(words(search_text(query)))
         of_query = table.filter(pl.col("query_id") == query.id)
         assert sorted(of_query["candidate_id"]) == sorted(f"d{number}" for number in range(60))
         found = [expected[int(id_[1:])] for id_ in of_query["candidate_id"]]

@@ -1,8 +1,11 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from rank_bm25 import BM25Okapi
 
-from trackstar.tasks.numerics.bm25 import Bm25, CorpusCounts, tokenize
+from trackstar.tasks.numerics.bm25 import Bm25, CorpusCounts
+from trackstar.tasks.numerics.words import words
 
 
 def zipf_texts(num_texts, *, seed, longest=60):
@@ -12,8 +15,8 @@ def zipf_texts(num_texts, *, seed, longest=60):
 
 
 def library_scores(documents, queries):
-    library = BM25Okapi([tokenize(text) for text in documents])
-    return np.stack([library.get_scores(tokenize(text)) for text in queries])
+    library = BM25Okapi([words(text) for text in documents])
+    return np.stack([library.get_scores(words(text)) for text in queries])
 
 
 def bm25_scores(documents, queries, *, at_once=None):
@@ -43,10 +46,22 @@ def test_a_word_the_query_repeats_counts_again():
     assert once.max() > 0
 
 
-def test_words_are_unicode_runs_in_lower_case():
-    assert tokenize("Die HAUPTSTADT von Österreich: Wien (1,9 Mio.) – 東京_2020!") == [
-        *("die", "hauptstadt", "von", "österreich", "wien", "1", "9", "mio", "東京_2020")
-    ]
+@pytest.mark.parametrize(
+    ("query", "documents"),
+    [
+        ("日本の首都は東京", ["パリはフランスの首都です。", "東京は日本の首都です。", "水は冷たい。", "空は青い。"]),
+        ("水", ["火事だ。", "飲み水を買う。", "空は青い。"]),
+        ("เมืองหลวงของไทยคือกรุงเทพ", ["ปารีสอยู่ในฝรั่งเศส", "กรุงเทพเป็นเมืองหลวงของไทย", "น้ำเย็น", "ฟ้าสีฟ้า"]),
+        ("भारत की राजधानी दिल्ली", ["पेरिस फ़्रांस में है", "दिल्ली भारत की राजधानी है", "पानी ठंडा", "आकाश"]),
+        ("Thủ đô Hà Nội", ["Paris ở Pháp", unicodedata.normalize("NFD", "Hà Nội là thủ đô"), "Nước", "Trời"]),
+    ],
+    ids=["Japanese", "one ideograph", "Thai", "Hindi", "Vietnamese"],
+)
+def test_the_document_that_states_the_answer_scores_highest_in_any_script(query, documents):
+    (scores,) = bm25_scores(documents, [query])
+    np.testing.assert_allclose([scores], library_scores(documents, [query]), rtol=1e-12, atol=1e-12)
+    assert scores.argmax() == 1
+    assert scores[1] > 0
 
 
 @pytest.mark.parametrize("documents", [[], ["", "  "], ["...", "—"]])

@@ -25,6 +25,22 @@ def test_only_whole_words_are_marked():
     assert "<mark" not in mark("Kabuli afghanistans", WORDS)
 
 
+def test_words_that_no_space_parts_are_marked_by_what_they_share():
+    words = Words.of("日本の首都は", "東京", common=frozenset())
+    assert mark("東京はラーメンの首都", words) == ('<mark class="answer">東京</mark>はラーメン<mark>の首都</mark>')
+
+
+def test_a_word_is_marked_whatever_its_form_width_and_invisible_characters():
+    words = Words(answer=frozenset({"café"}), shared=frozenset({"wien"}))
+    assert mark("Cafe\u0301 Ｗｉ\u00adｅｎ", words) == (
+        '<mark class="answer">Cafe\u0301</mark> <mark>Ｗｉ\u00adｅｎ</mark>'
+    )
+
+
+def test_a_word_that_prompt_and_completion_share_is_of_the_answer():
+    assert Words.of("The lan", "tern", common=frozenset()).answer == {"tern", "lantern"}
+
+
 def test_a_word_in_every_text_is_not_worth_marking():
     texts = [f"the passage about item{index}" for index in range(30)]
     assert common_words(texts) == {"the", "passage", "about"}

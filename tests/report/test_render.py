@@ -255,6 +255,14 @@ def test_a_run_without_any_evidence_asks_nothing_about_it():
     assert not [tag for tag, _ in page.elements if tag == "select"]
 
 
+def test_a_report_without_any_evidence_says_why_there_are_no_retrieval_metrics():
+    queries = [Query("q1", "p", "c", relevant_ids=())]
+    metrics = evaluate(SMALL["proponents"], queries, evidence={"q1": "aliases"})
+    page = small(queries=queries, metrics=metrics)
+    assert "None of the 1 queries has evidence (1 with aliases: no text holds the answer or one of them)" in page.text
+    assert "has evidence" not in small().text
+
+
 def test_a_query_that_retrieved_nothing_says_so():
     page = small(queries=[QUERY, Query("q2", "What?", " That")])
     assert page.text.count("Nothing retrieved.") == 2
