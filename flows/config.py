@@ -2,27 +2,35 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.gradients import StoreDtype
-from trackstar.storage.layout import location
+from trackstar.storage.layout import StoreDtype, location
 from trackstar.storage.queries import Query, read_queries
-from trackstar.tasks.evaluation.entailment import EntailmentConfig, Judge, require_undecided
-from trackstar.tasks.evaluation.entailment_model import read_entailment_model
-from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
-from trackstar.tasks.index.contents import read_index
-from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.index.curvature import CurvatureConfig
-from trackstar.tasks.index.second_moment import SecondMomentConfig
-from trackstar.tasks.methods.influence import InfluenceConfig
-from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
-from trackstar.tasks.models.checkpoint import ModelConfig, model_files
-from trackstar.tasks.models.engine import GradientConfig
-from trackstar.tasks.scoring.score_pass import ScoreConfig
-from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig
+from trackstar.tasks.demo.settings import DemoCorpusConfig, TrainingConfig
+from trackstar.tasks.evaluation.settings import (
+    EntailmentConfig,
+    Judge,
+    TailPatchConfig,
+    TokenInfluenceConfig,
+    require_undecided,
+)
+from trackstar.tasks.index.index_file import read_index
+from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
+from trackstar.tasks.methods.settings import DEFAULT_METHODS, METHODS, InfluenceConfig, MethodSettings, require_possible
+from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
+from trackstar.tasks.models.checkpoint_files import model_files
+from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
+from trackstar.tasks.runtime.settings import Option, Settings
+from trackstar.tasks.scoring.settings import ScoreConfig
 
-Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
+WHAT, WHERE = "Input and output", "Where it runs"  # groups of options
+
+Url = Annotated[  # absolute: workers run in other directories
+    str, AfterValidator(lambda url: str(location(url))), Option(metavar="PATH", group=WHAT)
+]
+Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
+Dask = Annotated[str, Option(metavar="WHERE", group=WHERE)]
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
@@ -45,28 +53,35 @@ def _ids_of(value: str) -> list[str]:
     return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-class FlowConfig(BaseModel):
+class FlowConfig(Settings):
     """Common to all flows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def check(self) -> None:
         """Raise InputError for what can be seen to be wrong before any work is done."""
 
 
-class IndexConfig(FlowConfig):
-    """Checkpoint and corpus to a gradient store, R_train and V."""
+class IndexingConfig(FlowConfig):
+    """What determines an index besides its checkpoint, and where it is computed."""
 
-    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
-    index: Url = Field(title="Index", description="Directory or object store URL the index is written to.")
     corpus: CorpusConfig
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
+    store_dtype: Annotated[StoreDtype, Option("--store-as", also=("--store-dtype",), group="Gradients")] = Field(
+        "float32", title="Store precision", description="How gradients are stored; float16 halves the disk."
+    )
     curvature: CurvatureConfig = CurvatureConfig()
-    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    shards_on: Annotated[str, Option(metavar="WHERE", group=WHERE)] = Field(
+        "local", title="Shards on", description=SHARDS_ON_HELP
+    )
+    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
+
+
+class IndexConfig(IndexingConfig):
+    """Checkpoint and corpus to a gradient store, R_train and V."""
+
+    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    index: Url = Field(title="Index", description="Directory or object store URL the index is written to.")
 
     @property
     def name(self) -> str:
@@ -87,7 +102,7 @@ class AttributeConfig(FlowConfig):
     queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: Url = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def subject(self) -> str:
@@ -123,7 +138,7 @@ class AttributeConfig(FlowConfig):
 class CompareConfig(AttributeConfig):
     """The same queries through every method, measured."""
 
-    methods: tuple[str, ...] = Field(
+    methods: Annotated[tuple[str, ...], Option(metavar="NAME,...", group=WHAT)] = Field(
         DEFAULT_METHODS,
         min_length=1,
         title="Methods",
@@ -133,7 +148,7 @@ class CompareConfig(AttributeConfig):
     tail_patch: TailPatchConfig = TailPatchConfig()
     token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
     influence: InfluenceConfig = InfluenceConfig()
-    also_checkpoints: tuple[Url, ...] = Field(
+    also_checkpoints: Annotated[tuple[Url, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
         (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
     )
     dense_encoder: Url | None = Field(
@@ -155,6 +170,9 @@ class CompareConfig(AttributeConfig):
         super().check()
         if self.entailment_model is not None:
             require_undecided(self.asked())
+            model_files(self.entailment_model)
+            from trackstar.tasks.evaluation.entailment_model import read_entailment_model  # which loads torch
+
             read_entailment_model(self.entailment_model)
 
     @property
@@ -176,11 +194,11 @@ class WithdrawConfig(FlowConfig):
     """Documents to be left out of an index."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    ids: tuple[str, ...] = Field(
+    ids: Annotated[tuple[str, ...], Option(words=True, metavar="ID...", group=WHAT)] = Field(
         min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
     )
     reason: str = Field("", title="Reason", description="Recorded with the ids.")
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def name(self) -> str:
@@ -202,24 +220,16 @@ class WithdrawConfig(FlowConfig):
         return ids
 
 
-class ReindexConfig(FlowConfig):
+class ReindexConfig(IndexingConfig):
     """A training run's checkpoints, each indexed and asked the standing queries."""
 
     checkpoints: Url = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
     indexes: Url = Field(title="Indexes", description="Directory that an index and results per checkpoint go to.")
-    corpus: CorpusConfig
     queries: Url | None = Field(None, title="Standing queries", description=QUERIES_HELP)
-    keep_last: int | None = Field(
+    keep_last: Annotated[int | None, Option(group=WHAT)] = Field(
         None, ge=1, title="Keep", description="Only the last N checkpoints have an index; by default all. Results stay."
     )
-    model: ModelConfig = ModelConfig()
-    gradient: GradientConfig = GradientConfig()
-    second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
-    curvature: CurvatureConfig = CurvatureConfig()
     score: ScoreConfig = ScoreConfig()
-    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def name(self) -> str:
@@ -230,3 +240,36 @@ class ReindexConfig(FlowConfig):
         self.corpus.files()
         if self.queries is not None:
             read_queries(self.queries)
+
+
+class SelfcheckConfig(FlowConfig):
+    """A checkpoint to be measured."""
+
+    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    model: ModelConfig = ModelConfig()
+
+    def check(self) -> None:
+        model_files(self.checkpoint)
+
+
+class DemoConfig(FlowConfig):
+    """The demo from nothing: corpus, model, index, queries, comparison."""
+
+    out: Url = Field("demo", validate_default=True, title="Directory", description="All that is written goes below it.")
+    corpus: DemoCorpusConfig = DemoCorpusConfig()
+    training: TrainingConfig = TrainingConfig()
+    gradient: GradientConfig = GradientConfig(projection_dim=32)
+    tail_patch: TailPatchConfig = TailPatchConfig(num_proponents=5)
+    methods: Annotated[tuple[str, ...], Option(metavar="NAME,...", group=WHAT)] = Field(
+        ("trackstar", "bm25", "random"), title="Methods", description="What is compared."
+    )
+
+
+class MnistConfig(FlowConfig):
+    """The study of the equation on small images."""
+
+    out: Url = Field(title="Directory", description="The page, the numbers and the images go below it.")
+    data: Annotated[Source, Option(metavar="digits|mnist|FILE.npz")] = Field(
+        DIGITS, title="Images", description="digits, mnist, or an .npz file with arrays X and y."
+    )
+    study: StudyConfig = StudyConfig()

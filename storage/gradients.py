@@ -11,7 +11,6 @@ square 1 and its scale beside it. A missing chunk would read as NaN, never as a 
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from upath import UPath
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from trackstar.storage.errors import CorruptionError
-from trackstar.storage.layout import GRADIENTS
+from trackstar.storage.layout import GRADIENTS, StoreDtype
 
-StoreDtype = Literal["float32", "float16"]
 SCALES = "scales"
 ROWS_IN_CACHE = 256  # that a core keeps between being widened and being used
 

@@ -27,8 +27,11 @@ configuration is a different directory. Each artifact directory holds a ``manife
 """
 
 import re
+from typing import Literal
 
 from upath import UPath
+
+StoreDtype = Literal["float32", "float16"]  # how rows of gradients are stored
 
 MANIFEST = "manifest.json"
 INDEX = "index.json"
@@ -64,6 +67,8 @@ PROPONENTS_JSONL = "proponents.jsonl"
 RUN = "run.json"
 METRICS = "metrics.json"
 REPORT = "report.html"
+DRIFT_PAGE = "drift.html"
+RESULTS = "results"  # directory of a directory of indexes
 
 
 def location(url: object) -> UPath:

@@ -1,18 +1,34 @@
 """What a command prints when it is done, and what ``show`` and ``verify`` print about a directory."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import INDEX, METRICS, RUN, location
+from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents
-from trackstar.storage.verification import findings, remove_damaged
+from trackstar.storage.verification import Finding, findings, remove_damaged
+from trackstar.tasks.index.index_file import block_summary, read_index
+
+
+class Outcome(NamedTuple):
+    """What a command prints when it is done.
+
+    Attributes:
+        facts: The same for a program, as JSON.
+        page: The page that was written, if any.
+    """
+
+    table: RenderableType | None
+    facts: dict[str, Any]
+    page: str = ""
+
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
@@ -27,26 +43,70 @@ def facts_table(title: str, facts: Iterable[tuple[str, Any]]) -> Table:
     return table
 
 
+def nothing_outcome(_: Any) -> Outcome:
+    return Outcome(None, {})
+
+
+def index_outcome(index: Any) -> Outcome:
+    return Outcome(index_table(index), index_facts(index))
+
+
+def budget_outcome(budget: Any) -> Outcome:
+    return Outcome(budget_table(budget), asdict(budget))
+
+
+def attribution_outcome(record: Any, out: str) -> Outcome:
+    return Outcome(attribution_table(out), record)
+
+
+def metrics_outcome(metrics: Any) -> Outcome:
+    return Outcome(metrics_table(metrics), metrics.model_dump(mode="json"))
+
+
+def reindex_outcome(done: Any, config: Any) -> Outcome:
+    """What was done, by name, and the page of the last drift."""
+    outcome = "nothing to do" if done.is_idle else "done"
+    facts = [(name, ", ".join(value) or "none") for name, value in done]
+    page = str(location(config.indexes) / RESULTS / done.drifts[-1] / DRIFT_PAGE) if done.drifts else ""
+    return Outcome(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts), done.model_dump(mode="json"), page)
+
+
+def selfcheck_outcome(result: Any) -> Outcome:
+    checks = [
+        (
+            f"{'ok' if check.holds else 'BROKEN':<7}{check.name}",
+            f"changes by {check.change:.1e}, limit {check.limit:.0e}",
+        )
+        for check in result.checks
+    ]
+    table = facts_table("Self-check", [("attention", result.attention), *checks])
+    return Outcome(table, {"holds": result.holds, **asdict(result)})
+
+
 def index_table(index: Any) -> Table:
     """An index in a few lines."""
-    from trackstar.tasks.index.contents import block_summary
+    size = f"{_size_bytes(index.path) / 2**20:,.1f} MiB"
+    facts = {name.replace("_", " "): value for name, value in index_facts(index).items()}
+    return facts_table(f"Index {facts.pop('index')}", {**facts, "R_train": facts.pop("R train"), "disk": size}.items())
 
+
+def index_facts(index: Any) -> dict[str, Any]:
+    """An index in numbers and words."""
     V = index.engine.second_moment
     gradient = index.engine.gradient
-    facts = [
-        ("checkpoint", index.engine.checkpoint.path),
-        ("documents", index.total("num_documents")),
-        ("tokens", index.total("num_tokens")),
-        ("quarantined", index.total("num_quarantined")),
-        ("withdrawn", index.num_withdrawn),
-        ("shards", len(index.shards)),
-        ("second moment", V.facts["mode"] if V else "none"),
-        ("projection", gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}"),
-        ("blocks", block_summary(list(index.block_dims.values()))),
-        ("R_train", _curvature(index)),
-        ("disk", f"{_size_bytes(index.path) / 2**20:,.1f} MiB"),
-    ]
-    return facts_table(f"Index {index.path}", facts)
+    return {
+        "index": str(index.path),
+        "checkpoint": index.engine.checkpoint.path,
+        "documents": index.total("num_documents"),
+        "tokens": index.total("num_tokens"),
+        "quarantined": index.total("num_quarantined"),
+        "withdrawn": index.num_withdrawn,
+        "shards": len(index.shards),
+        "second_moment": V.facts["mode"] if V else "none",
+        "projection": gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}",
+        "blocks": block_summary(list(index.block_dims.values())),
+        "R_train": _curvature(index),
+    }
 
 
 def budget_table(budget: Any) -> RenderableType:
@@ -68,10 +128,10 @@ def budget_table(budget: Any) -> RenderableType:
     return Group(facts_table("Dry run: nothing was written", facts), table)
 
 
-def attribution_table(config: Any) -> RenderableType:
+def attribution_table(out: str) -> RenderableType:
     """The best proponents of the first queries, and λ."""
-    frame = read_proponents(location(config.out))
-    run = read_json(location(config.out) / RUN)
+    frame = read_proponents(location(out))
+    run = read_json(location(out) / RUN)
     (method,) = run["methods"].values()
     frame = frame.filter(frame["method"] == method["method"])
     table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
@@ -87,7 +147,7 @@ def attribution_table(config: Any) -> RenderableType:
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
         ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
-        ("results", config.out),
+        ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
     return Group(table, facts_table("Run", facts), *spectra)
@@ -116,7 +176,7 @@ def _evidence(metrics: Any) -> str:
     return f"Evidence: {sources or 'none'}, of {metrics.num_queries:,} queries"
 
 
-def describe(directory: str) -> RenderableType:
+def directory_outcome(directory: str) -> Outcome:
     """An index or a result directory, explained.
 
     Raises:
@@ -124,28 +184,45 @@ def describe(directory: str) -> RenderableType:
     """
     path = location(directory)
     if (path / INDEX).exists():
-        from trackstar.tasks.index.contents import read_index
-
         index = read_index(directory)
-        return Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
+        table = Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
+        return Outcome(table, index_facts(index))
     if (path / RUN).exists():
-        return _run_table(path)
+        page = path / REPORT
+        return Outcome(_run_table(path), read_json(path / RUN), str(page) if page.exists() else "")
     raise InputError(f"{directory} is neither a finished index nor a result directory; give one that a command wrote")
 
 
-def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]:
-    """Check every artifact below a directory; with ``repair``, delete what is damaged."""
+class Verification(NamedTuple):
+    """What was found damaged or missing in a directory, and whether it was removed."""
+
+    directory: str
+    damaged: list[Finding]
+    is_repaired: bool
+
+
+def verify_index(directory: str, *, repair: bool) -> Verification:
+    """Check every artifact below a directory; with ``repair``, delete what is damaged.
+
+    Raises:
+        InputError: There is no such directory.
+    """
     path = location(directory)
     if not path.is_dir():
         raise InputError(f"{directory} is no directory; give an index")
-    checked = list(findings(path))
-    damaged = [finding for finding in checked if finding is not None]
+    damaged = [finding for finding in findings(path) if finding is not None]
     if repair:
         remove_damaged(damaged)
-    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in damaged]
-    outcome = "removed; index again to rebuild them" if repair else "add --repair to remove them"
-    closing = f"{len(damaged)} damaged or missing, {outcome}" if damaged else "all bytes are as they were written"
-    return Group(*lines, f"{path}: {closing}"), not damaged
+    return Verification(str(path), damaged, is_repaired=repair)
+
+
+def verification_outcome(found: Verification) -> Outcome:
+    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in found.damaged]
+    cure = "removed; index again to rebuild them" if found.is_repaired else "add --repair to remove them"
+    closing = f"{len(lines)} damaged or missing, {cure}" if lines else "all bytes are as they were written"
+    damaged = [{"path": str(finding.path), "problem": finding.problem} for finding in found.damaged]
+    facts = {"directory": found.directory, "is_sound": not damaged, "damaged": damaged, "repaired": found.is_repaired}
+    return Outcome(Group(*lines, escape(f"{found.directory}: {closing}")), facts)
 
 
 def _run_table(path: Any) -> RenderableType:

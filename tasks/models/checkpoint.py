@@ -1,80 +1,19 @@
-"""Checkpoints: what identifies one, and how its model and tokenizer are loaded."""
-
-from typing import Literal
+"""How a checkpoint's model and tokenizer are loaded; ``checkpoint_files`` says what identifies one."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
-from upath import UPath
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import digest_file, digest_of
+from trackstar.tasks.models.checkpoint_files import Checkpoint, model_files, read_checkpoint
+from trackstar.tasks.models.settings import ModelConfig
 
-OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "second_moment.safetensors")
-# What a gradient depends on: configuration, weights, tokenizer; not the optimizer, logs or training arguments.
-MODEL_FILES = (
-    "config.json", "*.safetensors", "pytorch_model*.bin", "*.index.json", "tokenizer*", "vocab.*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model",
-)  # fmt: skip
-
-
-class ModelConfig(BaseModel):
-    """How the model is run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Model")
-
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
-        "float32", description="Precision of the model; projected gradients are float32 in any case."
-    )
-    device: str = Field("auto", description="Torch device; auto takes a GPU where there is one.")
-    context_tokens: int | None = Field(
-        None, ge=2, description="Longest window in tokens; by default the context the model was trained with."
-    )
-    token_budget: int = Field(4096, ge=16, description="Tokens of a batch, padding included.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
-
-
-class Checkpoint(BaseModel):
-    """A reference to a checkpoint directory and the digests of what it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    digest: str
-    optimizer_digest: str | None
-
-    @property
-    def name(self) -> str:
-        return location(self.path).name
-
-
-def read_checkpoint(path: str) -> Checkpoint:
-    """Identify the checkpoint in a Hugging Face model directory by its content.
-
-    Raises:
-        InputError: There is no model in the directory.
-    """
-    directory = location(path)
-    names = model_files(path)
-    return Checkpoint(path=str(path), digest=_digest(directory, names), optimizer_digest=_optimizer_digest(directory))
-
-
-def model_files(path: str) -> list[str]:
-    """Names of the files that a checkpoint's gradients depend on.
-
-    Raises:
-        InputError: There is no model in the directory.
-    """
-    directory = location(path)
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{path} holds no config.json; give the directory of a Hugging Face checkpoint")
-    names = sorted({file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES))
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
-        raise InputError(f"{path} holds no weights (*.safetensors or pytorch_model*.bin); was it saved to the end?")
-    return names
+__all__ = [
+    "Checkpoint", "ModelConfig", "context_tokens", "device", "load_model", "load_tokenizer", "model_files",
+    "read_checkpoint",
+]  # fmt: skip
 
 
 def load_model(checkpoint: Checkpoint, config: ModelConfig) -> nn.Module:
@@ -138,15 +77,6 @@ def device(config: ModelConfig) -> torch.device:
     if config.device != "auto":
         return torch.device(config.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _digest(directory: UPath, names: list[str]) -> str:
-    return digest_of({name: digest_file(directory / name) for name in names})
-
-
-def _optimizer_digest(directory: UPath) -> str | None:
-    names = [name for name in OPTIMIZER_FILES if (directory / name).is_file()]
-    return _digest(directory, names) if names else None
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,6 @@ from trackstar.tasks.index.contents import existing_index
 from trackstar.tasks.models.checkpoint import Checkpoint, model_files, read_checkpoint
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
-RESULTS = "results"
 ASKED = "asked.json"
 TRAINER_STATE = "trainer_state.json"
 TRAINER_NAME = r"checkpoint-\d+"

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from trackstar.storage.layout import RUN
+from trackstar.storage.layout import DRIFT_PAGE, RUN
 from trackstar.storage.queries import Query
 from trackstar.storage.results import PROPONENT, read_json, read_proponents, write_json, write_text
 from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
@@ -20,7 +20,6 @@ from trackstar.tasks.report.artifacts import escape_markdown
 from trackstar.tasks.report.templating import asset, page_template
 
 DRIFT = "drift.json"
-DRIFT_PAGE = "drift.html"
 ARTIFACT_QUERIES = 50
 
 

@@ -1,0 +1,49 @@
+"""What commands have in common: a flow is run once its settings are known to be right, and its result is printed."""
+
+import json
+import os
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+
+from trackstar.flows.config import FlowConfig
+
+
+def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
+    """Run the flow of this name here and return its result.
+
+    Nothing has been started or written where ``check`` finds that it cannot be done.
+    """
+    config.check()
+    if not verbose:  # what the environment says comes first
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    records = import_module("trackstar.flows.cli.runs")
+    return records.recorded(getattr(import_module(f"flows.{flow}"), flow), config)
+
+
+def finish(
+    kind: str,
+    *result: Any,
+    as_json: bool,
+    quiet: bool,
+    page: str = "",
+    following: str = "",
+    **_: bool,
+) -> None:
+    """Print a result, where its page is, and the command that comes next.
+
+    Args:
+        kind: Which of the summaries it is.
+    """
+    outcome = getattr(import_module("trackstar.flows.cli.tables"), f"{kind}_outcome")(*result)
+    console = Console()
+    if as_json:
+        facts = {**outcome.facts, "page": page} if page else outcome.facts
+        print(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
+    elif not quiet:
+        if outcome.table is not None:
+            console.print(outcome.table)
+        for name, value in (("Page", page or outcome.page), ("Next", following)):
+            if value:
+                console.print(f"{name}: {value}", soft_wrap=True, markup=False, highlight=False)
