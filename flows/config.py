@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from trackstar.flows.cli.options import settings_of
+from trackstar.flows.places import Place, require_device, require_place, require_where
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import StoreDtype, location
 from trackstar.storage.queries import Query, read_queries
@@ -15,22 +17,24 @@ from trackstar.tasks.evaluation.settings import (
     TokenInfluenceConfig,
     require_undecided,
 )
-from trackstar.tasks.index.index_file import read_index
+from trackstar.tasks.index.index_file import existing_index, read_index, require_autocorrelation, require_same_kind
 from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
 from trackstar.tasks.methods.settings import DEFAULT_METHODS, METHODS, InfluenceConfig, MethodSettings, require_possible
 from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
-from trackstar.tasks.models.checkpoint_files import model_files
+from trackstar.tasks.models.checkpoint_files import model_files, require_whole
 from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
 from trackstar.tasks.runtime.settings import Option, Settings
 from trackstar.tasks.scoring.settings import ScoreConfig
 
 WHAT, WHERE = "Input and output", "Where it runs"  # groups of options
 
-Url = Annotated[  # absolute: workers run in other directories
-    str, AfterValidator(lambda url: str(location(url))), Option(metavar="PATH", group=WHAT)
-]
+# Absolute: workers run in other directories.
+Url = Annotated[str, AfterValidator(lambda url: str(location(url))), Option(metavar="DIR", group=WHAT)]
+Directory = Annotated[Url, Place.DIRECTORY]
+NewDirectory = Annotated[Url, Place.NEW]
+File = Annotated[Url, Place.FILE, Option(metavar="FILE", group=WHAT)]
 Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
-Dask = Annotated[str, Option(metavar="WHERE", group=WHERE)]
+Where = Annotated[str, Option(metavar="WHERE", group=WHERE)]
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
@@ -50,14 +54,24 @@ def _ids_of(value: str) -> list[str]:
     path = location(value)
     if not path.is_file():
         return [value]
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{value} is not UTF-8 at byte {error.start}; save it as UTF-8, one id a line") from error
 
 
 class FlowConfig(Settings):
     """Common to all flows."""
 
     def check(self) -> None:
-        """Raise InputError for what can be seen to be wrong before any work is done."""
+        """Raise InputError for what can be seen to be wrong before any work is done; what loads torch comes last."""
+        for setting in settings_of(type(self)):
+            value = setting.value_in(self)
+            for url in value if setting.is_list else [value]:
+                if setting.place is not None and url is not None:
+                    require_place(url, setting.place, name=setting.option.name)
+            if setting.option.group == WHERE:
+                require_where(value, name=setting.option.name)
 
 
 class IndexingConfig(FlowConfig):
@@ -71,17 +85,15 @@ class IndexingConfig(FlowConfig):
         "float32", title="Store precision", description="How gradients are stored; float16 halves the disk."
     )
     curvature: CurvatureConfig = CurvatureConfig()
-    shards_on: Annotated[str, Option(metavar="WHERE", group=WHERE)] = Field(
-        "local", title="Shards on", description=SHARDS_ON_HELP
-    )
-    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
+    shards_on: Where = Field("local", title="Shards on", description=SHARDS_ON_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
 
 class IndexConfig(IndexingConfig):
     """Checkpoint and corpus to a gradient store, R_train and V."""
 
-    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
-    index: Url = Field(title="Index", description="Directory or object store URL the index is written to.")
+    checkpoint: Directory = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    index: NewDirectory = Field(title="Index", description="Directory or object store URL the index is written to.")
 
     @property
     def name(self) -> str:
@@ -89,8 +101,11 @@ class IndexConfig(IndexingConfig):
         return name_of(self.checkpoint)
 
     def check(self) -> None:
-        model_files(self.checkpoint)
-        self.corpus.files()
+        super().check()
+        require_whole(self.checkpoint, context_tokens=self.model.context_tokens)
+        self.corpus.require_documents()
+        require_same_kind(existing_index(self.index), self.model, self.gradient)
+        require_device(self.model.device, name="--device")
 
 
 class AttributeConfig(FlowConfig):
@@ -99,10 +114,10 @@ class AttributeConfig(FlowConfig):
     index: Url = Field(title="Index", description="A finished index.")
     prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
     completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
-    queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
-    out: Url = Field(title="Results", description="Directory the results are written to.")
+    queries: File | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
+    out: NewDirectory = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
-    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def subject(self) -> str:
@@ -111,8 +126,9 @@ class AttributeConfig(FlowConfig):
         return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
 
     def check(self) -> None:
+        super().check()
         self.score.check()
-        read_index(self.index)
+        require_autocorrelation(read_index(self.index), self.score.whitening)
         self.asked()
 
     def asked(self) -> list[Query]:
@@ -148,13 +164,13 @@ class CompareConfig(AttributeConfig):
     tail_patch: TailPatchConfig = TailPatchConfig()
     token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
     influence: InfluenceConfig = InfluenceConfig()
-    also_checkpoints: Annotated[tuple[Url, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
+    also_checkpoints: Annotated[tuple[Directory, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
         (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
     )
-    dense_encoder: Url | None = Field(
+    dense_encoder: Directory | None = Field(
         None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
     )
-    entailment_model: Url | None = Field(
+    entailment_model: Directory | None = Field(
         None,
         title="Entailment model",
         description="Directory of a local one, to judge what is evidence for queries without relevant_ids and aliases.",
@@ -164,7 +180,7 @@ class CompareConfig(AttributeConfig):
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
         for checkpoint in self.also_checkpoints:
-            model_files(checkpoint)
+            require_whole(checkpoint)
         if self.dense_encoder is not None:
             model_files(self.dense_encoder)
         super().check()
@@ -198,13 +214,14 @@ class WithdrawConfig(FlowConfig):
         min_length=1, title="Documents", description="Ids of documents, or files with one id a line."
     )
     reason: str = Field("", title="Reason", description="Recorded with the ids.")
-    dask: Dask = Field("local", title="Dask", description=DASK_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def name(self) -> str:
         return name_of(self.index)
 
     def check(self) -> None:
+        super().check()
         read_index(self.index)
         self.asked()
 
@@ -223,9 +240,9 @@ class WithdrawConfig(FlowConfig):
 class ReindexConfig(IndexingConfig):
     """A training run's checkpoints, each indexed and asked the standing queries."""
 
-    checkpoints: Url = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
-    indexes: Url = Field(title="Indexes", description="Directory that an index and results per checkpoint go to.")
-    queries: Url | None = Field(None, title="Standing queries", description=QUERIES_HELP)
+    checkpoints: Directory = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
+    indexes: NewDirectory = Field(title="Indexes", description="Directory of an index and of results per checkpoint.")
+    queries: File | None = Field(None, title="Standing queries", description=QUERIES_HELP)
     keep_last: Annotated[int | None, Option(group=WHAT)] = Field(
         None, ge=1, title="Keep", description="Only the last N checkpoints have an index; by default all. Results stay."
     )
@@ -236,26 +253,32 @@ class ReindexConfig(IndexingConfig):
         return name_of(self.checkpoints)
 
     def check(self) -> None:
+        super().check()
         self.score.check()
-        self.corpus.files()
+        self.corpus.require_documents()
         if self.queries is not None:
             read_queries(self.queries)
+        require_device(self.model.device, name="--device")
 
 
 class SelfcheckConfig(FlowConfig):
     """A checkpoint to be measured."""
 
-    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    checkpoint: Directory = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
     model: ModelConfig = ModelConfig()
 
     def check(self) -> None:
-        model_files(self.checkpoint)
+        super().check()
+        require_whole(self.checkpoint)
+        require_device(self.model.device, name="--device")
 
 
 class DemoConfig(FlowConfig):
     """The demo from nothing: corpus, model, index, queries, comparison."""
 
-    out: Url = Field("demo", validate_default=True, title="Directory", description="All that is written goes below it.")
+    out: NewDirectory = Field(
+        "demo", validate_default=True, title="Directory", description="All that is written goes below it."
+    )
     corpus: DemoCorpusConfig = DemoCorpusConfig()
     training: TrainingConfig = TrainingConfig()
     gradient: GradientConfig = GradientConfig(projection_dim=32)
@@ -268,7 +291,7 @@ class DemoConfig(FlowConfig):
 class MnistConfig(FlowConfig):
     """The study of the equation on small images."""
 
-    out: Url = Field(title="Directory", description="The page, the numbers and the images go below it.")
+    out: NewDirectory = Field(title="Directory", description="The page, the numbers and the images go below it.")
     data: Annotated[Source, Option(metavar="digits|mnist|FILE.npz")] = Field(
         DIGITS, title="Images", description="digits, mnist, or an .npz file with arrays X and y."
     )

@@ -31,6 +31,8 @@ from typing import Literal
 
 from upath import UPath
 
+from trackstar.storage.errors import InputError
+
 StoreDtype = Literal["float32", "float16"]  # how rows of gradients are stored
 
 MANIFEST = "manifest.json"
@@ -72,8 +74,15 @@ RESULTS = "results"  # directory of a directory of indexes
 
 
 def location(url: object) -> UPath:
-    """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``)."""
-    path = UPath(str(url).removeprefix("file://"))
+    """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``).
+
+    Raises:
+        InputError: Nothing is known of its scheme.
+    """
+    try:
+        path = UPath(str(url).removeprefix("file://"))
+    except ValueError as error:
+        raise InputError(f"{str(url)!r} is no known place ({error}); give a local path or an s3:// URL") from error
     return path.absolute() if path.protocol == "" else path
 
 

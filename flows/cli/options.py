@@ -10,7 +10,7 @@ themselves read them; what is wrong with one is said by ``flows/cli/sentences.py
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types as bounds
 import click
@@ -18,7 +18,10 @@ from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from trackstar.flows.places import Place
 from trackstar.tasks.runtime.settings import Option, Settings
+
+Found = TypeVar("Found")
 
 GENERAL = "Options"  # group of what belongs to no class with a title
 BOUNDS: dict[type, Callable[[Any], str]] = {
@@ -44,6 +47,16 @@ class Setting:
     field: FieldInfo
     default: Any
     option: Option
+
+    def value_in(self, settings: Settings) -> Any:
+        for name in self.path:
+            settings = getattr(settings, name)
+        return settings
+
+    @property
+    def place(self) -> Place | None:
+        """What a path has to be, if this is one."""
+        return next(_metadata(self.field, Place), None)
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -86,7 +99,7 @@ def settings_of(config: type[Settings], *, default: Settings | None = None) -> I
             within = settings_of(inner, default=None if value is PydanticUndefined else value)
             yield from (replace(setting, path=(name, *setting.path)) for setting in within)
             continue
-        given = next(_options(field), Option())
+        given = next(_metadata(field, Option), Option())
         words = f"{config.option_prefix}_{name}".strip("_").replace("_", "-")
         option = replace(given, name=given.name or f"--{words}", group=given.group or title)
         yield Setting((name,), field, value, option)
@@ -208,18 +221,18 @@ def _split(words: Iterable[str]) -> list[str]:
     return [part.strip() for word in words for part in word.split(",") if part.strip()]
 
 
-def _options(field: FieldInfo) -> Iterator[Option]:
-    """What a field says of its option, and what its type says."""
-    yield from (item for item in field.metadata if isinstance(item, Option))
-    yield from _options_within(field.annotation)
+def _metadata(field: FieldInfo, kind: type[Found]) -> Iterator[Found]:
+    """What of a kind the annotations of a field say, the outermost first: those of its parts count too."""
+    yield from (item for item in reversed(field.metadata) if isinstance(item, kind))
+    yield from _metadata_within(field.annotation, kind)
 
 
-def _options_within(annotation: Any) -> Iterator[Option]:
+def _metadata_within(annotation: Any, kind: type[Found]) -> Iterator[Found]:
     if get_origin(annotation) is Annotated:
-        yield from (item for item in get_args(annotation)[1:] if isinstance(item, Option))
+        yield from (item for item in reversed(get_args(annotation)[1:]) if isinstance(item, kind))
     if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         for inner in get_args(annotation):
-            yield from _options_within(inner)
+            yield from _metadata_within(inner, kind)
 
 
 def _types(annotation: Any) -> Iterator[Any]:

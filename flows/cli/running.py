@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from trackstar.flows.config import FlowConfig
+from trackstar.flows.places import require_prefect
 
 
 def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
@@ -16,6 +17,7 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
     Nothing has been started or written where ``check`` finds that it cannot be done.
     """
     config.check()
+    require_prefect()
     if not verbose:  # what the environment says comes first
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     records = import_module("trackstar.flows.cli.runs")

@@ -10,7 +10,7 @@ from trackstar.storage.errors import CorruptionError, InputError, MissingError
 from trackstar.storage.layout import INDEX, location
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
-from trackstar.tasks.models.settings import EngineSpec, SecondMomentConfig
+from trackstar.tasks.models.settings import EngineSpec, GradientConfig, ModelConfig, SecondMomentConfig
 
 
 class Index(BaseModel):
@@ -94,9 +94,34 @@ def require_same_settings(existing: Index | None, engine: EngineSpec, config: Se
     """
     if existing is None:
         return
-    V = existing.engine.second_moment
-    previous = _settings(existing.engine, V.facts["mode"] if V else "none")
-    for name, value in _settings(engine, config.resolve(engine.checkpoint)).items():
+    previous = _settings(existing.engine, _mode(existing))
+    _require_equal(existing, previous, _settings(engine, config.resolve(engine.checkpoint)))
+
+
+def require_autocorrelation(index: Index, whitening: str) -> None:
+    """Raise InputError where whitening needs an R_train that the index does not have."""
+    R = index.autocorrelation
+    if whitening != "none" and R is None:
+        raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
+    if whitening != "none" and "sample" not in R.facts:
+        raise InputError(f"{index.path} keeps R_train as an earlier version did; run `trackstar index` again on it")
+
+
+def require_same_kind(existing: Index | None, model: ModelConfig, gradient: GradientConfig) -> None:
+    """``require_same_settings`` without reading a checkpoint: for those that ask before they start."""
+    if existing is not None:
+        asked = existing.engine.model_copy(update={"model": model, "gradient": gradient})
+        mode = _mode(existing)
+        _require_equal(existing, _settings(existing.engine, mode), _settings(asked, mode))
+
+
+def _mode(index: Index) -> str:
+    V = index.engine.second_moment
+    return V.facts["mode"] if V else "none"
+
+
+def _require_equal(existing: Index, previous: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name, value in asked.items():
         if previous[name] != value:
             raise InputError(
                 f"{existing.path} was built with {name} {previous[name]}, and this run asks for {value}; choose "

@@ -34,6 +34,12 @@ class CorpusConfig(Settings):
             raise ValueError(f"{taken if taken is not True else 'a name'} is there already; name other columns")
         return names
 
+    def require_documents(self) -> None:
+        """Raise InputError for paths that lead to no document, as far as the first rows show."""
+        from trackstar.storage.corpus import require_documents
+
+        require_documents(self.files(), text_column=self.text_column, id_column=self.id_column)
+
     def files(self) -> "list[CorpusFile]":
         from trackstar.storage.corpus import corpus_files  # which loads polars
 

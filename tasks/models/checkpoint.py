@@ -67,9 +67,9 @@ def context_tokens(model: nn.Module, config: ModelConfig) -> int:
     text_config = model.config.get_text_config()
     limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "seq_length", None)
     if config.context_tokens is None and limit is None:
-        raise InputError(f"the {text_config.model_type} model states no context length; give context_tokens")
+        raise InputError(f"the {text_config.model_type} model states no context length; give --context-tokens")
     if limit is not None and config.context_tokens is not None and config.context_tokens > limit:
-        raise InputError(f"context_tokens is {config.context_tokens}; this model takes at most {limit}")
+        raise InputError(f"--context-tokens is {config.context_tokens}; this model takes at most {limit}")
     return config.context_tokens or limit
 
 

@@ -48,7 +48,7 @@ def test_every_command_explains_itself(trackstar):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--checkpoint", "nowhere", "--corpus", "{corpus}"), "holds no config.json"),
+        (("--checkpoint", "nowhere", "--corpus", "{corpus}"), "does not exist"),
         (("--checkpoint", "{llama}", "--corpus", "nowhere.jsonl"), "nowhere.jsonl"),
         (
             ("--checkpoint", "{llama}", "--corpus", "{corpus}", "--second-moment", "third"),
