@@ -140,14 +140,14 @@ class AttributeConfig(FlowConfig):
         is_typed = bool(self.completion or self.prompt)
         if (self.queries is not None) == is_typed:
             raise InputError(
-                f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
-                "prompt and a completion"
+                f"--queries is {self.queries} and --completion is {self.completion!r}; give either a file of queries, "
+                "or a completion and what comes before it"
             )
         return read_queries(self.queries) if self.queries is not None else [self._typed()]
 
     def _typed(self) -> Query:
         if not self.completion.strip():
-            raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
+            raise InputError(f"--completion is {self.completion!r}; type what the model says after the prompt")
         return Query(id="typed", prompt=self.prompt, completion=self.completion)
 
 
@@ -179,11 +179,11 @@ class CompareConfig(AttributeConfig):
 
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        super().check()
         for checkpoint in self.also_checkpoints:
             require_whole(checkpoint)
         if self.dense_encoder is not None:
             model_files(self.dense_encoder)
-        super().check()
         if self.entailment_model is not None:
             require_undecided(self.asked())
             model_files(self.entailment_model)

@@ -20,8 +20,12 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
     require_prefect()
     if not verbose:  # what the environment says comes first
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    records = import_module("trackstar.flows.cli.runs")
-    return records.recorded(getattr(import_module(f"flows.{flow}"), flow), config)
+    return start(flow, config)
+
+
+def start(flow: str, config: FlowConfig) -> Any:
+    """Run a flow with settings that are known to be right."""
+    return import_module("trackstar.flows.cli.runs").recorded(getattr(import_module(f"flows.{flow}"), flow), config)
 
 
 def finish(

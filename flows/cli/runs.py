@@ -25,7 +25,6 @@ def recorded(flow: Flow, config: Any) -> Any:
     Task runs travel to the server as events. A server that lives only as long as this process would lose those still
     on their way, so the process waits for them; a server of its own needs no waiting.
     """
-    config.check()
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(_without_known_traceback)
     state = flow(config, return_state=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -79,7 +80,9 @@ def require_possible(methods: Sequence[str], *, dense_encoder: str | None, also_
     no method would use."""
     for position, method in enumerate(methods):
         if method not in METHODS:
-            raise InputError(f"there is no method {method!r}; choose among {', '.join(METHODS)}")
+            nearest = get_close_matches(method, METHODS, n=1)
+            meant = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise InputError(f"--methods has {method!r}, expected some of {', '.join(METHODS)}{meant}")
         if method in methods[:position]:
             raise InputError(f"method {method!r} is named twice; name each once")
     if (DENSE in methods) != (dense_encoder is not None):
