@@ -1,6 +1,7 @@
 """Order only: which step runs after which, and with what settings."""
 
 import os
+import sys
 
 # Prefect without a server of its own: patient with a busy machine, silent towards the network. It reads these when it
 # is first imported, so they stand here, before any flow; what the environment says comes first.
@@ -12,3 +13,5 @@ PREFECT_DEFAULTS = {
 }
 for _name, _value in PREFECT_DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+if "prefect.context" in sys.modules:  # it was imported first, as a notebook may do, and has read its settings
+    sys.modules["prefect.context"].refresh_global_settings_context()

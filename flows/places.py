@@ -5,6 +5,7 @@ import re
 import socket
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 
 from upath import UPath
@@ -105,8 +106,14 @@ def require_prefect() -> None:
     url = os.environ.get("PREFECT_API_URL", "")
     if url:
         require_server(url)
-    home = os.environ.get("PREFECT_HOME") or "~/.prefect"
-    _require_room(location(Path(home).expanduser()), "PREFECT_HOME")
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    try:
+        home.mkdir(parents=True, exist_ok=True)  # as Prefect is about to do
+        with TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        problem = error.strerror or error
+        raise InputError(f"Prefect cannot write to its home {home} ({problem}); set PREFECT_HOME to another") from error
 
 
 def require_server(url: str) -> None:

@@ -7,6 +7,7 @@ torch and Prefect are loaded by what a command runs (``commands.run``): help and
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from shlex import quote
 from typing import Any
 
 import click
@@ -52,7 +53,7 @@ def index(config: IndexConfig, dry_run: bool, **output: bool) -> None:
         budget = import_module("trackstar.tasks.index.budget")
         finish("budget", budget.predict(budget.BudgetRequest.model_validate(config.model_dump())), **output)
         return
-    following = f"trackstar attribute --index {config.index} --queries FILE --out DIR"
+    following = f"trackstar attribute --index {quote(config.index)} --queries FILE --out DIR"
     finish("index", run("index", config, **output), following=following, **output)
 
 
@@ -64,7 +65,7 @@ def index(config: IndexConfig, dry_run: bool, **output: bool) -> None:
 def attribute(config: AttributeConfig, **output: bool) -> None:
     """Queries to proponents and opponents: proponents.parquet, proponents.jsonl and run.json."""
     record = run("attribute", config, **output)
-    following = f"trackstar show {config.out}"
+    following = f"trackstar show {quote(config.out)}"
     finish("attribution", record, config.out, following=following, **output)
 
 
@@ -75,13 +76,15 @@ def attribute(config: AttributeConfig, **output: bool) -> None:
 )
 def compare(config: CompareConfig, **output: bool) -> None:
     """The same queries through every method: metrics.json and report.html."""
-    finish("metrics", run("compare", config, **output), page=f"{config.out}/report.html", **output)
+    following = f"trackstar show {quote(config.out)}"
+    page = f"{config.out}/report.html"
+    finish("metrics", run("compare", config, **output), page=page, following=following, **output)
 
 
 @command("demo", config=DemoConfig, example="trackstar demo --out demo")
 def demo(config: DemoConfig, **output: bool) -> None:
     """Train a small model on facts, trace what it has learnt, and compare with BM25: the whole pipeline."""
-    following = f"trackstar show {config.out}/index"
+    following = f"trackstar show {quote(config.out)}/index"
     page = f"{config.out}/results/report.html"
     finish("metrics", run("demo", config, **output), page=page, following=following, **output)
 
@@ -103,7 +106,7 @@ def reindex(config: ReindexConfig, **output: bool) -> None:
 )
 def withdraw(config: WithdrawConfig, **output: bool) -> None:
     """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
-    following = f"trackstar show {config.index}"
+    following = f"trackstar show {quote(config.index)}"
     finish("index", run("withdraw", config, **output), following=following, **output)
 
 

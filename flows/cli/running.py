@@ -5,13 +5,14 @@ import os
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
+import click
 
+from trackstar.flows.cli.sentences import printable
 from trackstar.flows.config import FlowConfig
 from trackstar.flows.places import require_prefect
 
 
-def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
+def run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool, **_: bool) -> Any:
     """Run the flow of this name here and return its result.
 
     Nothing has been started or written where ``check`` finds that it cannot be done.
@@ -20,7 +21,12 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, **_: bool) -> Any:
     require_prefect()
     if not verbose:  # what the environment says comes first
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    return start(flow, config)
+    if quiet:
+        return start(flow, config)
+    from trackstar.tasks.terminal_line import showing
+
+    with showing(flow):
+        return start(flow, config)
 
 
 def start(flow: str, config: FlowConfig) -> Any:
@@ -43,13 +49,12 @@ def finish(
         kind: Which of the summaries it is.
     """
     outcome = getattr(import_module("trackstar.flows.cli.tables"), f"{kind}_outcome")(*result)
-    console = Console()
     if as_json:
         facts = {**outcome.facts, "page": page} if page else outcome.facts
-        print(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
+        click.echo(json.dumps(facts, indent=1, default=str))
     elif not quiet:
         if outcome.table is not None:
-            console.print(outcome.table)
+            import_module("rich").print(outcome.table)
         for name, value in (("Page", page or outcome.page), ("Next", following)):
             if value:
-                console.print(f"{name}: {value}", soft_wrap=True, markup=False, highlight=False)
+                click.echo(f"{name}: {printable(value)}")

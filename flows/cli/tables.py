@@ -10,11 +10,17 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from trackstar.flows.cli.sentences import printable
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents
 from trackstar.storage.verification import Finding, findings, remove_damaged
 from trackstar.tasks.index.index_file import block_summary, read_index
+
+
+def plain(text: str) -> str:
+    """Text that came from outside, for a terminal: neither markup nor escape sequences are left in it."""
+    return escape(printable(text))
 
 
 class Outcome(NamedTuple):
@@ -39,7 +45,7 @@ SHORT_NAME = 12  # of a metric: no wider than its interval
 def facts_table(title: str, facts: Iterable[tuple[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, value in facts:
-        table.add_row(f"[dim]{name}[/]", escape(f"{value:,}" if isinstance(value, int) else str(value)))
+        table.add_row(f"[dim]{name}[/]", plain(f"{value:,}" if isinstance(value, int) else str(value)))
     return table
 
 
@@ -139,7 +145,7 @@ def attribution_table(out: str) -> RenderableType:
     for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
         for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
             table.add_row(
-                escape(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", escape(_short(row["candidate_id"]))
+                plain(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", plain(_short(row["candidate_id"]))
             )
     facts = [
         ("queries", len(run["queries"])),
@@ -217,12 +223,12 @@ def verify_index(directory: str, *, repair: bool) -> Verification:
 
 
 def verification_outcome(found: Verification) -> Outcome:
-    lines = [f"[red]{escape(str(finding.path))}[/] {escape(finding.problem)}" for finding in found.damaged]
+    lines = [f"[red]{plain(str(finding.path))}[/] {plain(finding.problem)}" for finding in found.damaged]
     cure = "removed; index again to rebuild them" if found.is_repaired else "add --repair to remove them"
     closing = f"{len(lines)} damaged or missing, {cure}" if lines else "all bytes are as they were written"
     damaged = [{"path": str(finding.path), "problem": finding.problem} for finding in found.damaged]
     facts = {"directory": found.directory, "is_sound": not damaged, "damaged": damaged, "repaired": found.is_repaired}
-    return Outcome(Group(*lines, escape(f"{found.directory}: {closing}")), facts)
+    return Outcome(Group(*lines, plain(f"{found.directory}: {closing}")), facts)
 
 
 def _run_table(path: Any) -> RenderableType:
