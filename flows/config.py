@@ -2,31 +2,41 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from trackstar.storage.codes import StoreAs
+from trackstar.flows.cli.options import settings_of
+from trackstar.flows.places import Place, require_device, require_place, require_where
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import location
+from trackstar.storage.layout import StoreAs, location
 from trackstar.storage.queries import Id, Query, Text, read_ids, read_queries
 from trackstar.storage.verification import require_no_indexes
-from trackstar.tasks.evaluation.entailment import EntailmentConfig, Judge, require_undecided
-from trackstar.tasks.evaluation.entailment_model import read_entailment_model
-from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
-from trackstar.tasks.index.contents import read_index
-from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.index.curvature import CurvatureConfig
-from trackstar.tasks.index.second_moment import SecondMomentConfig
-from trackstar.tasks.methods.dense import read_encoder
-from trackstar.tasks.methods.influence import InfluenceConfig
-from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
-from trackstar.tasks.models.checkpoint import ModelConfig
-from trackstar.tasks.models.engine import GradientConfig
-from trackstar.tasks.models.loadable import require_loadable, require_same_model
-from trackstar.tasks.models.optimizer_state import find_state
-from trackstar.tasks.scoring.score_pass import ScoreConfig
-from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig
+from trackstar.tasks.demo.settings import DemoCorpusConfig, TrainingConfig
+from trackstar.tasks.evaluation.settings import (
+    EntailmentConfig,
+    Judge,
+    TailPatchConfig,
+    TokenInfluenceConfig,
+    require_undecided,
+)
+from trackstar.tasks.index.index_file import existing_index, read_index, require_autocorrelation, require_same_kind
+from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
+from trackstar.tasks.methods.settings import DEFAULT_METHODS, METHODS, InfluenceConfig, MethodSettings, require_possible
+from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
+from trackstar.tasks.models.checkpoint_files import model_files, require_whole
+from trackstar.tasks.models.optimizer_files import find_state
+from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
+from trackstar.tasks.runtime.settings import Option, Settings
+from trackstar.tasks.scoring.settings import ScoreConfig
 
-Url = Annotated[str, AfterValidator(lambda url: str(location(url)))]  # absolute: workers run in other directories
+WHAT, WHERE = "Input and output", "Where it runs"  # groups of options
+
+# Absolute: workers run in other directories.
+Url = Annotated[str, AfterValidator(lambda url: str(location(url))), Option(metavar="DIR", group=WHAT)]
+Directory = Annotated[Url, Place.DIRECTORY]
+NewDirectory = Annotated[Url, Place.NEW]
+File = Annotated[Url, Place.FILE, Option(metavar="FILE", group=WHAT)]
+Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
+Where = Annotated[str, Option(metavar="WHERE", group=WHERE)]
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
 SUBJECT_CHARACTERS = 60
@@ -41,30 +51,40 @@ def name_of(url: str) -> str:
     return location(url).name
 
 
-class FlowConfig(BaseModel):
+class FlowConfig(Settings):
     """Common to all flows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     def check(self) -> None:
-        """Raise InputError for what can be seen to be wrong before any work is done."""
+        """Raise InputError for what can be seen to be wrong before any work is done; what loads torch comes last."""
+        for setting in settings_of(type(self)):
+            value = setting.value_in(self)
+            for url in value if setting.is_list else [value]:
+                if setting.place is not None and url is not None:
+                    require_place(url, setting.place, name=setting.option.name)
+            if setting.option.group == WHERE:
+                require_where(value, name=setting.option.name)
 
 
-class IndexConfig(FlowConfig):
-    """Checkpoint and corpus to a gradient store, R_train and V."""
+class IndexingConfig(FlowConfig):
+    """What determines an index besides its checkpoint, and where it is computed."""
 
-    checkpoint: Url = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
-    index: Url = Field(title="Index", description="Directory or object store URL the index is written to.")
     corpus: CorpusConfig
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_as: StoreAs = Field(
+    store_as: Annotated[StoreAs, Option(group="Gradients")] = Field(
         "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
     )
     curvature: CurvatureConfig = CurvatureConfig()
-    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    shards_on: Where = Field("local", title="Shards on", description=SHARDS_ON_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
+
+
+class IndexConfig(IndexingConfig):
+    """Checkpoint and corpus to a gradient store, R_train and V."""
+
+    checkpoint: Directory = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    index: NewDirectory = Field(title="Index", description="Directory or object store URL the index is written to.")
 
     @property
     def name(self) -> str:
@@ -72,11 +92,17 @@ class IndexConfig(FlowConfig):
         return name_of(self.checkpoint)
 
     def check(self) -> None:
+        super().check()
         require_no_indexes(location(self.index))
-        require_loadable(self.checkpoint, self.model)
+        require_whole(self.checkpoint, context_tokens=self.model.context_tokens)
+        self.corpus.require_documents()
+        require_same_kind(existing_index(self.index), self.model, self.gradient)
+        require_device(self.model.device, name="--device")
         if self.second_moment.mode not in ("estimated", "none"):
             find_state(self.checkpoint)
-        self.corpus.files()
+        from trackstar.tasks.models.loadable import require_loadable  # which loads torch
+
+        require_loadable(self.checkpoint, self.model)
 
 
 class AttributeConfig(FlowConfig):
@@ -85,10 +111,10 @@ class AttributeConfig(FlowConfig):
     index: Url = Field(title="Index", description="A finished index.")
     prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
     completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
-    queries: Url | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
-    out: Url = Field(title="Results", description="Directory the results are written to.")
+    queries: File | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
+    out: NewDirectory = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def subject(self) -> str:
@@ -97,8 +123,9 @@ class AttributeConfig(FlowConfig):
         return f"{name_of(self.index)}: {asked[:SUBJECT_CHARACTERS]}"
 
     def check(self) -> None:
+        super().check()
         self.score.check()
-        read_index(self.index)
+        require_autocorrelation(read_index(self.index), self.score.whitening)
         self.asked()
 
     def asked(self) -> list[Query]:
@@ -110,21 +137,21 @@ class AttributeConfig(FlowConfig):
         is_typed = bool(self.completion or self.prompt)
         if (self.queries is not None) == is_typed:
             raise InputError(
-                f"queries is {self.queries} and completion is {self.completion!r}; give either a file of queries, or a "
-                "prompt and a completion"
+                f"--queries is {self.queries} and --completion is {self.completion!r}; give either a file of queries, "
+                "or a completion and what comes before it"
             )
         return read_queries(self.queries) if self.queries is not None else [self._typed()]
 
     def _typed(self) -> Query:
         if not self.completion.strip():
-            raise InputError(f"completion is {self.completion!r}; type what the model says after the prompt")
+            raise InputError(f"--completion is {self.completion!r}; type what the model says after the prompt")
         return Query(id="typed", prompt=self.prompt, completion=self.completion)
 
 
 class CompareConfig(AttributeConfig):
     """The same queries through every method, measured."""
 
-    methods: tuple[str, ...] = Field(
+    methods: Annotated[tuple[str, ...], Option(metavar="NAME,...", group=WHAT)] = Field(
         DEFAULT_METHODS,
         min_length=1,
         title="Methods",
@@ -134,13 +161,13 @@ class CompareConfig(AttributeConfig):
     tail_patch: TailPatchConfig = TailPatchConfig()
     token_influence: TokenInfluenceConfig = TokenInfluenceConfig()
     influence: InfluenceConfig = InfluenceConfig()
-    also_checkpoints: tuple[Url, ...] = Field(
+    also_checkpoints: Annotated[tuple[Directory, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
         (), title="Further checkpoints", description="Of the same training; grad_dot and grad_cosine sum over them."
     )
-    dense_encoder: Url | None = Field(
+    dense_encoder: Directory | None = Field(
         None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
     )
-    entailment_model: Url | None = Field(
+    entailment_model: Directory | None = Field(
         None,
         title="Entailment model",
         description="Directory of a local one, to judge what is evidence for queries without relevant_ids and aliases.",
@@ -150,13 +177,30 @@ class CompareConfig(AttributeConfig):
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
         super().check()
-        engine = read_index(self.index).engine
         for checkpoint in self.also_checkpoints:
-            require_same_model(checkpoint, engine.model, beside=engine.checkpoint.path)
+            require_whole(checkpoint)
         if self.dense_encoder is not None:
-            read_encoder(self.dense_encoder)
+            model_files(self.dense_encoder)
         if self.entailment_model is not None:
             require_undecided(self.asked())
+            model_files(self.entailment_model)
+        self._check_models()
+
+    def _check_models(self) -> None:
+        """Raise InputError for a model that is not what it is given as; this loads torch."""
+        if self.also_checkpoints:
+            from trackstar.tasks.models.loadable import require_same_model
+
+            engine = read_index(self.index).engine
+            for checkpoint in self.also_checkpoints:
+                require_same_model(checkpoint, engine.model, beside=engine.checkpoint.path)
+        if self.dense_encoder is not None:
+            from trackstar.tasks.methods.dense import read_encoder
+
+            read_encoder(self.dense_encoder)
+        if self.entailment_model is not None:
+            from trackstar.tasks.evaluation.entailment_model import read_entailment_model
+
             read_entailment_model(self.entailment_model)
 
     @property
@@ -178,16 +222,19 @@ class WithdrawConfig(FlowConfig):
     """Documents to be left out of an index."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    ids: tuple[Id, ...] = Field((), title="Documents", description="Ids of documents, as results show them.")
-    ids_file: Url | None = Field(None, title="Documents file", description="Further ids, one a line, in UTF-8.")
+    ids: Annotated[tuple[Id, ...], Option(words=True, metavar="ID...", group=WHAT)] = Field(
+        (), title="Documents", description="Ids of documents, as results show them."
+    )
+    ids_file: File | None = Field(None, title="Documents file", description="Further ids, one a line, in UTF-8.")
     reason: Text = Field("", title="Reason", description="Recorded with the ids.")
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
+    dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def name(self) -> str:
         return name_of(self.index)
 
     def check(self) -> None:
+        super().check()
         read_index(self.index)
         self.asked()
 
@@ -203,33 +250,62 @@ class WithdrawConfig(FlowConfig):
         return ids
 
 
-class ReindexConfig(FlowConfig):
+class ReindexConfig(IndexingConfig):
     """A training run's checkpoints, each indexed and asked the standing queries."""
 
-    checkpoints: Url = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
-    indexes: Url = Field(title="Indexes", description="Directory that an index and results per checkpoint go to.")
-    corpus: CorpusConfig
-    queries: Url | None = Field(None, title="Standing queries", description=QUERIES_HELP)
-    keep_last: int | None = Field(
+    checkpoints: Directory = Field(title="Checkpoints", description="Directory that training saves its checkpoints in.")
+    indexes: NewDirectory = Field(title="Indexes", description="Directory of an index and of results per checkpoint.")
+    queries: File | None = Field(None, title="Standing queries", description=QUERIES_HELP)
+    keep_last: Annotated[int | None, Option(group=WHAT)] = Field(
         None, ge=1, title="Keep", description="Only the last N checkpoints have an index; by default all. Results stay."
     )
-    model: ModelConfig = ModelConfig()
-    gradient: GradientConfig = GradientConfig()
-    second_moment: SecondMomentConfig = SecondMomentConfig()
-    store_as: StoreAs = Field(
-        "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
-    )
-    curvature: CurvatureConfig = CurvatureConfig()
     score: ScoreConfig = ScoreConfig()
-    shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
-    dask: str = Field("local", title="Dask", description=DASK_HELP)
 
     @property
     def name(self) -> str:
         return name_of(self.checkpoints)
 
     def check(self) -> None:
+        super().check()
         self.score.check()
-        self.corpus.files()
+        self.corpus.require_documents()
         if self.queries is not None:
             read_queries(self.queries)
+        require_device(self.model.device, name="--device")
+
+
+class SelfcheckConfig(FlowConfig):
+    """A checkpoint to be measured."""
+
+    checkpoint: Directory = Field(title="Checkpoint", description="Directory of a Hugging Face checkpoint.")
+    model: ModelConfig = ModelConfig()
+
+    def check(self) -> None:
+        super().check()
+        require_whole(self.checkpoint)
+        require_device(self.model.device, name="--device")
+
+
+class DemoConfig(FlowConfig):
+    """The demo from nothing: corpus, model, index, queries, comparison."""
+
+    out: NewDirectory = Field(
+        "demo", validate_default=True, title="Directory", description="All that is written goes below it."
+    )
+    corpus: DemoCorpusConfig = DemoCorpusConfig()
+    training: TrainingConfig = TrainingConfig()
+    gradient: GradientConfig = GradientConfig(projection_dim=32)
+    tail_patch: TailPatchConfig = TailPatchConfig(num_proponents=5)
+    methods: Annotated[tuple[str, ...], Option(metavar="NAME,...", group=WHAT)] = Field(
+        ("trackstar", "bm25", "random"), title="Methods", description="What is compared."
+    )
+
+
+class MnistConfig(FlowConfig):
+    """The study of the equation on small images."""
+
+    out: NewDirectory = Field(title="Directory", description="The page, the numbers and the images go below it.")
+    data: Annotated[Source, Option(metavar="digits|mnist|FILE.npz")] = Field(
+        DIGITS, title="Images", description="digits, mnist, or an .npz file with arrays X and y."
+    )
+    study: StudyConfig = StudyConfig()

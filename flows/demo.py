@@ -2,29 +2,13 @@
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from trackstar.flows.compare import compare
-from trackstar.flows.config import CompareConfig, FlowConfig, IndexConfig, Url
+from trackstar.flows.config import CompareConfig, DemoConfig, IndexConfig
 from trackstar.flows.index import index
-from trackstar.tasks.demo.corpus import DemoCorpusConfig
 from trackstar.tasks.demo.demo import TrainingRequest, train, write_demo_files, write_learnt_queries
-from trackstar.tasks.demo.training import TrainingConfig
 from trackstar.tasks.evaluation.metrics import Metrics
-from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
 from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.models.engine import GradientConfig
-
-
-class DemoConfig(FlowConfig):
-    """The demo from nothing: corpus, model, index, queries, comparison."""
-
-    out: Url = Field(title="Directory", description="Everything the demo writes goes below it.")
-    corpus: DemoCorpusConfig = DemoCorpusConfig()
-    training: TrainingConfig = TrainingConfig()
-    gradient: GradientConfig = GradientConfig(projection_dim=32)
-    tail_patch: TailPatchConfig = TailPatchConfig(num_proponents=5)
-    methods: tuple[str, ...] = Field(("trackstar", "bm25", "random"), title="Methods", description="What is compared.")
 
 
 @flow(name="demo", flow_run_name="demo {config.out}", task_runner=ThreadPoolTaskRunner(max_workers=1))

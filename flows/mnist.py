@@ -1,14 +1,10 @@
 """The equation taken apart, term by term, on handwritten digits."""
 
-from typing import Annotated
-
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import AfterValidator, Field
 from threadpoolctl import threadpool_limits
 
-from trackstar.flows.config import FlowConfig, Url
-from trackstar.storage.layout import location
+from trackstar.flows.config import MnistConfig
 from trackstar.tasks.mnist.cells import (
     GeometryRequest,
     ParametersRequest,
@@ -19,22 +15,12 @@ from trackstar.tasks.mnist.cells import (
     measure_sweeps,
     measure_terms,
 )
-from trackstar.tasks.mnist.data import DIGITS, MNIST, ImagesRequest, write_images
-from trackstar.tasks.mnist.model import VARIANTS, StudyConfig
+from trackstar.tasks.mnist.data import ImagesRequest, write_images
+from trackstar.tasks.mnist.model import VARIANTS
 from trackstar.tasks.mnist.pictures import PicturesRequest, draw_pictures
 from trackstar.tasks.mnist.render import write_report
 from trackstar.tasks.mnist.results import Study
 from trackstar.tasks.runtime.stage import gather
-
-Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
-
-
-class MnistConfig(FlowConfig):
-    """The study of the equation on small images."""
-
-    out: Url = Field(title="Directory", description="The page, the numbers and the images go below it.")
-    data: Source = Field(DIGITS, title="Images", description="digits, mnist, or an .npz file with arrays X and y.")
-    study: StudyConfig = StudyConfig()
 
 
 # Cells are independent and single-threaded: one a core of a small machine.

@@ -11,12 +11,11 @@ from trackstar.flows.attribute import attribute
 from trackstar.flows.config import AttributeConfig, IndexConfig, ReindexConfig
 from trackstar.flows.index import index
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import location
+from trackstar.storage.layout import RESULTS, location
 from trackstar.storage.queries import read_queries
 from trackstar.tasks.index.contents import existing_index, missing_artifacts
 from trackstar.tasks.models.checkpoint import Checkpoint
 from trackstar.tasks.reindex.checkpoints import (
-    RESULTS,
     Asked,
     Found,
     asked_of,

@@ -28,7 +28,7 @@ from trackstar.storage.manifest import digest_file, digest_of
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
-PROBED_ROWS = 1000
+PROBED_ROWS, PROBED_FILES = 1000, 20
 PARQUET_SLICE_ROWS = 4096  # every slice decodes the row group it lies in: few rows are slow, many take memory
 
 
@@ -111,6 +111,41 @@ def read_documents(
     schema = Schema(text_column, id_column, tuple(extra_columns), shard.id_prefix)
     rows = _parquet_rows(shard, schema) if _is_parquet(shard.path) else _json_rows(shard)
     return batches(rows, schema, batch_size=batch_size)
+
+
+def require_documents(files: Sequence[CorpusFile], *, text_column: str, id_column: str) -> None:
+    """Look at the first rows of the first files: each has the text column, and some row of some file is a document.
+
+    Raises:
+        InputError: One is unreadable or has no text column, or none has a usable row.
+    """
+    reason, is_undecided = "", len(files) > PROBED_FILES
+    for file in files[:PROBED_FILES]:
+        path, schema = location(file.path), Schema(text_column, id_column, (), file.id_prefix)
+        rows = _first_parquet_rows if _is_parquet(file.path) else _first_json_rows
+        num_rejected = 0
+        for batch in batches(rows(path, text_column), schema, batch_size=1):
+            if len(batch.documents):
+                is_undecided = True
+                break
+            num_rejected += 1
+            reason = reason or f"; row {batch.rejected['row'][0]} of {path}: {batch.rejected['reason'][0]}"
+        is_undecided = is_undecided or num_rejected >= PROBED_ROWS  # there may be one further on
+    if not is_undecided:
+        raise InputError(f"the corpus has no usable document{reason}; check the files, and --text-column")
+
+
+def _first_json_rows(path: UPath, text_column: str) -> Iterator[tuple[int, Record]]:
+    _require_text_key(path, text_column)
+    with open_decompressed(path) as stream:
+        yield from _parsed(islice(lines(stream), PROBED_ROWS), 0)
+
+
+def _first_parquet_rows(path: UPath, text_column: str) -> Iterator[tuple[int, Record]]:
+    with _readable_parquet(path):
+        _require_text_type(path, text_column)
+        first = _scan(path).head(PROBED_ROWS).collect()
+    yield from enumerate(first.iter_rows(named=True))
 
 
 def _refuse_repeated(paths: Sequence[UPath]) -> None:
@@ -295,13 +330,13 @@ def _require_text_type(path: UPath, text_column: str) -> None:
         raise _no_text_column(path, text_column, types.names())
     if types[text_column] not in (pl.String, pl.Categorical, pl.Enum):
         raise InputError(
-            f"{path} has {types[text_column]} in column {text_column!r}, expected String; set text_column to another"
+            f"{path} has {types[text_column]} in column {text_column!r}, expected String; give --text-column another"
         )
 
 
 def _no_text_column(path: UPath, text_column: str, found: Sequence[str]) -> InputError:
     names = ", ".join(repr(name) for name in found[:20]) + (", …" if len(found) > 20 else "")
-    return InputError(f"{path} has no column {text_column!r} but {names}; set text_column to the one with the text")
+    return InputError(f"{path} has no column {text_column!r} but {names}; give --text-column the one with the text")
 
 
 def _changed(shard: CorpusShard) -> InputError:

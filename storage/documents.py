@@ -33,7 +33,7 @@ class Schema:
 
     def __post_init__(self) -> None:
         if taken := {"row", "id", "text"}.intersection(self.extra_columns):
-            raise InputError(f"extra_columns holds {min(taken)!r}, which every document has already; leave it out")
+            raise InputError(f"--extra-columns holds {min(taken)!r}, which every document has already; leave it out")
 
     @property
     def columns(self) -> tuple[str, ...]:

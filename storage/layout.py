@@ -29,11 +29,13 @@ configuration is a different directory. Each artifact directory holds a ``manife
 """
 
 import re
+from typing import Literal
 
 from upath import UPath
 
 from trackstar.storage.errors import InputError
 
+StoreAs = Literal["float32", "float16", "int8", "sign"]  # the codes of storage/codes/
 OF_AN_INDEX = frozenset(
     {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
      "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
@@ -79,6 +81,8 @@ PROPONENTS_JSONL = "proponents.jsonl"
 RUN = "run.json"
 METRICS = "metrics.json"
 REPORT = "report.html"
+DRIFT_PAGE = "drift.html"
+RESULTS = "results"  # directory of a directory of indexes
 
 
 FINISHED = r"[0-9a-f]{16}"

@@ -1,387 +1,186 @@
 """``trackstar``: each command runs one flow with the parameters the flow's deployment takes.
 
 Exit codes: 0 done, 2 the input or the arguments are wrong (one line says which and what to do), 1 anything else.
-torch and Prefect are imported by the commands that need them, so that help answers at once.
+torch and Prefect are loaded by what a command runs (``commands.run``): help and wrong values are answered at once.
 """
 
-import os
 import sys
-from typing import Annotated, Any
+from importlib import import_module
+from importlib.metadata import version
+from shlex import quote
+from typing import Any
 
-import typer
-from rich.console import Console
+import click
 
-from trackstar.flows.cli.options import (
-    DampingOption,
-    DaskOption,
-    IndexOption,
-    MixingWeightOption,
-    OutOption,
-    QueriesOption,
-    ShardsOnOption,
-    TopKOption,
-    UnitNormOption,
-    WhiteningOption,
-    score_settings,
-    spread,
+from trackstar.flows.cli.help import CONTEXT, Command, GroupedOption
+from trackstar.flows.cli.running import finish, run
+from trackstar.flows.cli.sentences import explain, printable
+from trackstar.flows.config import (
+    AttributeConfig,
+    CompareConfig,
+    DemoConfig,
+    IndexConfig,
+    MnistConfig,
+    ReindexConfig,
+    SelfcheckConfig,
+    WithdrawConfig,
 )
 
-app = typer.Typer(
-    name="trackstar",
-    help="Which training examples most influenced this prediction?",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+
+@click.group(name="trackstar", context_settings=CONTEXT, no_args_is_help=True)
+@click.version_option(version("trackstar"), message="%(prog)s %(version)s")
+def app() -> None:
+    """Which training examples most influenced this prediction?"""
+
+
+def command(name: str, *params: click.Parameter, config: Any = None, example: str) -> Any:
+    """Register a function as a command of this name."""
+    return lambda function: app.add_command(Command(name, function, config=config, example=example, params=params))
+
+
+@command(
+    "index",
+    GroupedOption(
+        "--dry-run", is_flag=True, group="Where it runs", help="Predict time, disk and memory; write nothing."
+    ),
+    config=IndexConfig,
+    example="trackstar index --checkpoint checkpoint-500 --corpus corpus/*.jsonl --index index",
 )
-console = Console()
-
-# Prefect without a server: generous for a busy machine, silent towards the network.
-PREFECT_DEFAULTS = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "DO_NOT_TRACK": "1",
-}
-
-
-@app.command()
-def index(
-    checkpoint: Annotated[str, typer.Option(help="Directory of a Hugging Face checkpoint.")],
-    index: IndexOption,
-    corpus: Annotated[list[str], typer.Option(help="Files or directories, one or more.")],
-    second_moment: Annotated[str, typer.Option(help="auto, factored, full, estimated or none.")] = "auto",
-    projection: Annotated[str, typer.Option(help="two_sided or none.")] = "two_sided",
-    projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
-    num_layer_blocks: Annotated[int, typer.Option(min=1, help="Groups of layers, two blocks each.")] = 8,
-    pooling: Annotated[str, typer.Option(help="sum or concatenate a block's matrices.")] = "sum",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the projections.")] = 0,
-    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
-    id_column: Annotated[str, typer.Option(help="Column with the id.")] = "id",
-    extra_columns: Annotated[str, typer.Option(help="Comma-separated columns to keep, to group influence by.")] = "",
-    shard_size: Annotated[int, typer.Option(min=1, help="Documents of a task run.")] = 2048,
-    token_budget: Annotated[int, typer.Option(min=16, help="Tokens of a batch.")] = 4096,
-    context_tokens: Annotated[int | None, typer.Option(min=2, help="Longest window; default: the model's.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
-    device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
-    store_as: Annotated[str, typer.Option(help="float32, float16, int8 or sign.")] = "float32",
-    curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
-    shards_on: ShardsOnOption = "local",
-    dask: DaskOption = "local",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Predict time, disk and memory, and write nothing.")
-    ] = False,
-) -> None:
+def index(config: IndexConfig, dry_run: bool, **output: bool) -> None:
     """Checkpoint and corpus to an index: the projected gradient of every document, V and R_train."""
-    _prepare()
-    from trackstar.flows.config import IndexConfig
-
-    config = IndexConfig.model_validate(
-        {
-            "checkpoint": checkpoint,
-            "index": index,
-            "corpus": {
-                "paths": corpus,
-                "text_column": text_column,
-                "id_column": id_column,
-                "extra_columns": [name.strip() for name in extra_columns.split(",") if name.strip()],
-                "shard_size": shard_size,
-            },
-            "model": {
-                "dtype": dtype,
-                "device": device,
-                "context_tokens": context_tokens,
-                "token_budget": token_budget,
-                "trust_remote_code": trust_remote_code,
-            },
-            "gradient": {
-                "projection": projection,
-                "projection_dim": projection_dim,
-                "num_layer_blocks": num_layer_blocks,
-                "pooling": pooling,
-                "seed": seed,
-            },
-            "second_moment": {"mode": second_moment, "seed": seed},
-            "store_as": store_as,
-            "curvature": {"sample": curvature_sample, "seed": seed},
-            "shards_on": shards_on,
-            "dask": dask,
-        }
-    )
     if dry_run:
-        _predict(config)
+        config.check()
+        budget = import_module("trackstar.tasks.index.budget")
+        finish("budget", budget.predict(budget.BudgetRequest.model_validate(config.model_dump())), **output)
         return
-    from trackstar.flows.cli.tables import index_table
-    from trackstar.flows.index import index as flow
-
-    console.print(index_table(_run(flow, config)))
+    following = f"trackstar attribute --index {quote(config.index)} --queries FILE --out DIR"
+    finish("index", run("index", config, **output), following=following, **output)
 
 
-@app.command()
-def attribute(
-    index: IndexOption,
-    queries: QueriesOption,
-    out: OutOption,
-    top_k: TopKOption = 10,
-    mixing_weight: MixingWeightOption = "auto",
-    mixing_weights: Annotated[
-        str, typer.Option(help="Comma-separated further λ in the same pass, as trackstar@λ.")
-    ] = "",
-    whitening: WhiteningOption = "mixed",
-    damping: DampingOption = 0.1,
-    unit_norm: UnitNormOption = True,
-    dask: DaskOption = "local",
-) -> None:
+@command(
+    "attribute",
+    config=AttributeConfig,
+    example="trackstar attribute --index index --queries queries.jsonl --out results",
+)
+def attribute(config: AttributeConfig, **output: bool) -> None:
     """Queries to proponents and opponents: proponents.parquet, proponents.jsonl and run.json."""
-    _prepare()
-    from trackstar.flows.attribute import attribute as flow
-    from trackstar.flows.cli.tables import attribution_table
-    from trackstar.flows.config import AttributeConfig
-
-    score = score_settings(top_k, mixing_weight, whitening, damping, unit_norm)
-    score["mixing_weights"] = mixing_weights.split(",") if mixing_weights else []
-    config = AttributeConfig.model_validate(
-        {"index": index, "queries": queries, "out": out, "score": score, "dask": dask}
-    )
-    _run(flow, config)
-    console.print(attribution_table(config))
+    record = run("attribute", config, **output)
+    following = f"trackstar show {quote(config.out)}"
+    finish("attribution", record, config.out, following=following, **output)
 
 
-@app.command()
-def compare(
-    index: IndexOption,
-    queries: QueriesOption,
-    out: OutOption,
-    methods: Annotated[str, typer.Option(help="Comma-separated; differences are against the first.")] = "",
-    top_k: TopKOption = 100,
-    mixing_weight: MixingWeightOption = "auto",
-    whitening: WhiteningOption = "mixed",
-    damping: DampingOption = 0.1,
-    unit_norm: UnitNormOption = True,
-    tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
-    tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,
-    token_influence: Annotated[int, typer.Option(min=0, help="Proponents per query to read token by token.")] = 5,
-    also_checkpoints: Annotated[
-        list[str] | None, typer.Option(help="Earlier ones, one or more; grad_dot and grad_cosine sum over them.")
-    ] = None,
-    dense_encoder: Annotated[str | None, typer.Option(help="Local sentence encoder, for the method dense.")] = None,
-    entailment_model: Annotated[
-        str | None,
-        typer.Option(help="Local one, to judge evidence for queries with no relevant_ids and no aliases."),
-    ] = None,
-    entailment_threshold: Annotated[float, typer.Option(help="How sure it must be that a document is evidence.")] = 0.5,
-    entailment_depth: Annotated[int, typer.Option(min=1, help="Documents it reads of each query and method.")] = 10,
-    influence_damping: Annotated[float, typer.Option(help="Relative to the Hessian's mean eigenvalue.")] = 0.1,
-    dask: DaskOption = "local",
-) -> None:
+@command(
+    "compare",
+    config=CompareConfig,
+    example="trackstar compare --index index --queries queries.jsonl --out results --methods trackstar,bm25",
+)
+def compare(config: CompareConfig, **output: bool) -> None:
     """The same queries through every method: metrics.json and report.html."""
-    _prepare()
-    from trackstar.flows.cli.tables import metrics_table
-    from trackstar.flows.compare import compare as flow
-    from trackstar.flows.config import CompareConfig
-
-    values: dict[str, Any] = {
-        "index": index,
-        "queries": queries,
-        "out": out,
-        "score": score_settings(top_k, mixing_weight, whitening, damping, unit_norm),
-        "tail_patch": {"num_proponents": tail_patch, "learning_rate": tail_patch_learning_rate},
-        "token_influence": {"num_proponents": token_influence},
-        "also_checkpoints": also_checkpoints or [],
-        "dense_encoder": dense_encoder,
-        "entailment_model": entailment_model,
-        "entailment": {"threshold": entailment_threshold, "depth": entailment_depth},
-        "influence": {"damping": influence_damping},
-        "dask": dask,
-    }
-    if methods:
-        values["methods"] = [name.strip() for name in methods.split(",")]
-    config = CompareConfig.model_validate(values)
-    console.print(metrics_table(_run(flow, config)))
-    console.print(f"Report: {config.out}/report.html", soft_wrap=True)
+    following = f"trackstar show {quote(config.out)}"
+    page = f"{config.out}/report.html"
+    finish("metrics", run("compare", config, **output), page=page, following=following, **output)
 
 
-@app.command()
-def demo(out: OutOption = "demo") -> None:
+@command("demo", config=DemoConfig, example="trackstar demo --out demo")
+def demo(config: DemoConfig, **output: bool) -> None:
     """Train a small model on facts, trace what it has learnt, and compare with BM25: the whole pipeline."""
-    _prepare()
-    from trackstar.flows.cli.tables import metrics_table
-    from trackstar.flows.demo import DemoConfig
-    from trackstar.flows.demo import demo as flow
-
-    config = DemoConfig.model_validate({"out": out})
-    console.print(metrics_table(_run(flow, config)))
-    console.print(f"Report: {config.out}/results/report.html", soft_wrap=True)
+    following = f"trackstar show {quote(config.out)}/index"
+    page = f"{config.out}/results/report.html"
+    finish("metrics", run("demo", config, **output), page=page, following=following, **output)
 
 
-@app.command()
-def reindex(
-    checkpoints: Annotated[str, typer.Option(help="Directory that training saves its checkpoints in.")],
-    corpus: Annotated[list[str], typer.Option(help="Files or directories, one or more.")],
-    indexes: Annotated[str, typer.Option(help="Directory of an index and results per checkpoint.")],
-    queries: Annotated[str | None, typer.Option(help="Standing queries, asked of every checkpoint.")] = None,
-    keep_last: Annotated[int | None, typer.Option(min=1, help="Only the last N checkpoints keep an index.")] = None,
-    projection_dim: Annotated[int, typer.Option(min=1, help="k: a block has k² dimensions.")] = 64,
-    shards_on: ShardsOnOption = "local",
-    dask: DaskOption = "local",
-) -> None:
+@command(
+    "reindex",
+    config=ReindexConfig,
+    example="trackstar reindex --checkpoints run --corpus corpus --indexes indexes --queries queries.jsonl",
+)
+def reindex(config: ReindexConfig, **output: bool) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
-    _prepare()
-    from trackstar.flows.cli.tables import facts_table
-    from trackstar.flows.config import ReindexConfig
-    from trackstar.flows.reindex import reindex as flow
-
-    config = ReindexConfig.model_validate(
-        {
-            "checkpoints": checkpoints,
-            "indexes": indexes,
-            "corpus": {"paths": corpus},
-            "queries": queries,
-            "keep_last": keep_last,
-            "gradient": {"projection_dim": projection_dim},
-            "shards_on": shards_on,
-            "dask": dask,
-        }
-    )
-    done = _run(flow, config)
-    outcome = "nothing to do" if done.is_idle else "done"
-    facts = [(name, ", ".join(value) or "none") for name, value in done]
-    console.print(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts))
+    finish("reindex", run("reindex", config, **output), config, **output)
 
 
-@app.command()
-def withdraw(
-    index: IndexOption,
-    ids: Annotated[list[str] | None, typer.Option(help="Ids of documents, one or more.")] = None,
-    ids_file: Annotated[str | None, typer.Option(help="File with one id a line, in UTF-8.")] = None,
-    reason: Annotated[str, typer.Option(help="Recorded with the ids.")] = "",
-    dask: DaskOption = "local",
-) -> None:
+@command(
+    "withdraw",
+    config=WithdrawConfig,
+    example="trackstar withdraw --index index --ids doc-17 doc-18 --reason 'asked to be forgotten'",
+)
+def withdraw(config: WithdrawConfig, **output: bool) -> None:
     """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
-    _prepare()
-    from trackstar.flows.cli.tables import index_table
-    from trackstar.flows.config import WithdrawConfig
-    from trackstar.flows.withdraw import withdraw as flow
-
-    config = WithdrawConfig.model_validate(
-        {"index": index, "ids": ids or (), "ids_file": ids_file, "reason": reason, "dask": dask}
-    )
-    console.print(index_table(_run(flow, config)))
+    following = f"trackstar show {quote(config.index)}"
+    finish("index", run("withdraw", config, **output), following=following, **output)
 
 
-@app.command()
-def mnist(
-    out: OutOption,
-    data: Annotated[str, typer.Option(help="digits, mnist, or an .npz file with X and y.")] = "digits",
-) -> None:
+@command("mnist", config=MnistConfig, example="trackstar mnist --out study --data digits")
+def mnist(config: MnistConfig, **output: bool) -> None:
     """The equation taken apart, term by term, on handwritten digits: one page that explains the method."""
-    _prepare()
-    from trackstar.flows.mnist import MnistConfig
-    from trackstar.flows.mnist import mnist as flow
-
-    page = _run(flow, MnistConfig.model_validate({"out": out, "data": data}))
-    console.print(f"Page: {page}", soft_wrap=True)
+    finish("nothing", None, page=run("mnist", config, **output), **output)
 
 
-@app.command()
-def show(directory: Annotated[str, typer.Argument(help="An index, or a directory of results.")]) -> None:
-    """Explain an index or a result directory."""
-    from trackstar.flows.cli.tables import describe
-
-    console.print(describe(directory))
+@command("show", click.Argument(["directory"]), example="trackstar show index")
+def show(directory: str, **output: bool) -> None:
+    """Explain an index or a directory of results."""
+    finish("directory", directory, **output)
 
 
-@app.command()
-def verify(
-    directory: Annotated[str, typer.Argument(help="An index.")],
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged, so that indexing rebuilds it.")
-    ] = False,
-) -> None:
+@command(
+    "verify",
+    click.Argument(["directory"]),
+    GroupedOption("--repair", is_flag=True, group="Options", help="Remove what is damaged, for `index` to rebuild."),
+    example="trackstar verify index",
+)
+def verify(directory: str, repair: bool, **output: bool) -> None:
     """Compare every byte of an index with the digests that were taken when it was written."""
-    from trackstar.flows.cli.tables import verify_index
-
-    report, is_sound = verify_index(directory, repair=repair)
-    console.print(report)
-    if not is_sound:
-        raise typer.Exit(1)
+    report = import_module("trackstar.flows.cli.tables").verify_index(directory, repair=repair)
+    finish("verification", report, **output)
+    if not report.is_sound:
+        raise click.exceptions.Exit(1)
 
 
-@app.command()
-def selfcheck(
-    checkpoint: Annotated[str, typer.Option(help="Directory of a Hugging Face checkpoint.")],
-    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
-    device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
-) -> None:
+@command(
+    "selfcheck",
+    config=SelfcheckConfig,
+    example="trackstar selfcheck --checkpoint checkpoint-500",
+)
+def selfcheck(config: SelfcheckConfig, **output: bool) -> None:
     """Measure whether a checkpoint is causal, exact, and independent of batches, padding and threads."""
-    from trackstar.tasks.models.checkpoint import ModelConfig
-    from trackstar.tasks.models.selfcheck import selfcheck as measure
-
-    config = ModelConfig.model_validate({"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code})
-    result = measure(checkpoint, config)
-    console.print(f"attention: {result.attention}")
-    for check in result.checks:
-        verdict = "ok" if check.holds else "BROKEN"
-        console.print(
-            f"{verdict:<7}{check.name}: changes by {check.change:.1e}, limit {check.limit:.0e}", soft_wrap=True
-        )
+    config.check()
+    result = import_module("trackstar.tasks.models.selfcheck").selfcheck(config.checkpoint, config.model)
+    finish("selfcheck", result, **output)
     if not result.holds:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
+
+
+@command(
+    "completion",
+    click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"])),
+    example='eval "$(trackstar completion bash)"',
+)
+def completion(shell: str, **output: bool) -> None:
+    """Print what a shell runs to complete commands, options and values."""
+    from click.shell_completion import get_completion_class
+
+    click.echo(get_completion_class(shell)(app, {}, "trackstar", "_TRACKSTAR_COMPLETE").source())
 
 
 def main() -> None:
     """Run the command line; every error is one line on standard error."""
+    sys.exit(respond(sys.argv[1:]))
+
+
+def respond(arguments: list[str]) -> int:
+    """Run one command; return its exit code."""
     try:
-        app(args=spread(sys.argv[1:]))
+        return app.main(arguments, prog_name="trackstar", standalone_mode=False) or 0
+    except click.Abort:
+        click.echo("stopped", err=True)
+        return 130
     except Exception as error:
-        message, code = _explain(error)
+        named = app.commands.get(next((word for word in arguments if not word.startswith("-")), ""))
+        message, code = explain(error, getattr(named, "config", None))
         if code is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
-        sys.exit(code)
-
-
-def _explain(error: Exception) -> tuple[str, int | None]:
-    """The line a person needs and the exit code; no code for an error nobody foresaw."""
-    from pydantic import ValidationError
-    from rich.markup import escape
-
-    from trackstar.storage.errors import InputError, MissingError, StorageError
-
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the settings"
-        return escape(f"{field} is {first['input']!r}: {first['msg']}"), 2
-    if isinstance(error, InputError | MissingError):
-        return escape(str(error)), 2
-    if isinstance(error, StorageError):
-        return escape(str(error)), 1
-    if isinstance(error, OSError) and error.strerror:  # a full disk, a directory that may not be written to
-        return escape(f"{error.filename or 'the system'}: {error.strerror}"), 1
-    return "", None
-
-
-def _prepare() -> None:
-    """Defaults for running without a server; what the environment says comes first."""
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-
-
-def _predict(config: Any) -> None:
-    from trackstar.flows.cli.tables import budget_table
-    from trackstar.tasks.index.budget import BudgetRequest, predict
-
-    config.check()
-    console.print(budget_table(predict(BudgetRequest.model_validate(config.model_dump()))))
-
-
-def _run(flow: Any, config: Any) -> Any:
-    """Run a flow here; without a server, wait until its record is complete, since the server ends with this process."""
-    from trackstar.flows.cli.runs import recorded
-
-    return recorded(flow, config)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(message)}", err=True)
+        return code
 
 
 if __name__ == "__main__":

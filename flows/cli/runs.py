@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
 
+from trackstar.flows.places import require_server
 from trackstar.storage.errors import InputError, StorageError
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -25,11 +26,13 @@ def recorded(flow: Flow, config: Any) -> Any:
     Task runs travel to the server as events. A server that lives only as long as this process would lose those still
     on their way, so the process waits for them; a server of its own needs no waiting.
     """
-    config.check()
+    server = get_current_settings().api.url
+    if server:
+        require_server(str(server))
     for name in RUN_LOGGERS:
         logging.getLogger(name).addFilter(_without_known_traceback)
     state = flow(config, return_state=True)
-    if not get_current_settings().api.url:
+    if not server:
         with get_client(sync_client=True) as client:
             _wait_for_task_runs(client, state.state_details.flow_run_id)
     return state.result()

@@ -1,20 +1,42 @@
 """What a command prints when it is done, and what ``show`` and ``verify`` print about a directory."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from trackstar.storage.errors import InputError
-from trackstar.storage.layout import INDEX, METRICS, RUN, location
+from trackstar.flows.cli.sentences import printable
+from trackstar.storage.errors import CorruptionError, InputError
+from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
 from trackstar.storage.results import PROPONENT, read_json, read_proponents, read_run
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
 from trackstar.storage.writer import changing, reading
+from trackstar.tasks.index.index_file import block_summary, read_index
+
+
+def plain(text: str) -> str:
+    """Text that came from outside, for a terminal: neither markup nor escape sequences are left in it."""
+    return escape(printable(text))
+
+
+class Outcome(NamedTuple):
+    """What a command prints when it is done.
+
+    Attributes:
+        facts: The same for a program, as JSON.
+        page: The page that was written, if any.
+    """
+
+    table: RenderableType | None
+    facts: dict[str, Any]
+    page: str = ""
+
 
 SHOWN_QUERIES = 5
 SHOWN_PROPONENTS = 3
@@ -26,30 +48,74 @@ SHORT_NAME = 12  # of a metric: no wider than its interval
 def facts_table(title: str, facts: Iterable[tuple[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, value in facts:
-        table.add_row(f"[dim]{name}[/]", escape(f"{value:,}" if isinstance(value, int) else str(value)))
+        table.add_row(f"[dim]{name}[/]", plain(f"{value:,}" if isinstance(value, int) else str(value)))
     return table
+
+
+def nothing_outcome(_: Any) -> Outcome:
+    return Outcome(None, {})
+
+
+def index_outcome(index: Any) -> Outcome:
+    return Outcome(index_table(index), index_facts(index))
+
+
+def budget_outcome(budget: Any) -> Outcome:
+    return Outcome(budget_table(budget), asdict(budget))
+
+
+def attribution_outcome(record: Any, out: str) -> Outcome:
+    return Outcome(attribution_table(out), record)
+
+
+def metrics_outcome(metrics: Any) -> Outcome:
+    return Outcome(metrics_table(metrics), metrics.model_dump(mode="json"))
+
+
+def reindex_outcome(done: Any, config: Any) -> Outcome:
+    """What was done, by name, and the page of the last drift."""
+    outcome = "nothing to do" if done.is_idle else "done"
+    facts = [(name, ", ".join(value) or "none") for name, value in done]
+    page = str(location(config.indexes) / RESULTS / done.drifts[-1] / DRIFT_PAGE) if done.drifts else ""
+    return Outcome(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts), done.model_dump(mode="json"), page)
+
+
+def selfcheck_outcome(result: Any) -> Outcome:
+    checks = [
+        (
+            f"{'ok' if check.holds else 'BROKEN':<7}{check.name}",
+            f"changes by {check.change:.1e}, limit {check.limit:.0e}",
+        )
+        for check in result.checks
+    ]
+    table = facts_table("Self-check", [("attention", result.attention), *checks])
+    return Outcome(table, {"holds": result.holds, **asdict(result)})
 
 
 def index_table(index: Any) -> Table:
     """An index in a few lines."""
-    from trackstar.tasks.index.contents import block_summary
+    size = f"{_size_bytes(index.path) / 2**20:,.1f} MiB"
+    facts = {name.replace("_", " "): value for name, value in index_facts(index).items()}
+    return facts_table(f"Index {facts.pop('index')}", {**facts, "R_train": facts.pop("R train"), "disk": size}.items())
 
+
+def index_facts(index: Any) -> dict[str, Any]:
+    """An index in numbers and words."""
     V = index.engine.second_moment
     gradient = index.engine.gradient
-    facts = [
-        ("checkpoint", index.engine.checkpoint.path),
-        ("documents", index.total("num_documents")),
-        ("tokens", index.total("num_tokens")),
-        ("quarantined", index.total("num_quarantined")),
-        ("withdrawn", index.num_withdrawn),
-        ("shards", len(index.shards)),
-        ("second moment", V.facts["mode"] if V else "none"),
-        ("projection", gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}"),
-        ("blocks", block_summary(list(index.block_dims.values()))),
-        ("R_train", _curvature(index)),
-        ("disk", f"{_size_bytes(index.path) / 2**20:,.1f} MiB"),
-    ]
-    return facts_table(f"Index {index.path}", facts)
+    return {
+        "index": str(index.path),
+        "checkpoint": index.engine.checkpoint.path,
+        "documents": index.total("num_documents"),
+        "tokens": index.total("num_tokens"),
+        "quarantined": index.total("num_quarantined"),
+        "withdrawn": index.num_withdrawn,
+        "shards": len(index.shards),
+        "second_moment": V.facts["mode"] if V else "none",
+        "projection": gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}",
+        "blocks": block_summary(list(index.block_dims.values())),
+        "R_train": _curvature(index),
+    }
 
 
 def budget_table(budget: Any) -> RenderableType:
@@ -71,10 +137,10 @@ def budget_table(budget: Any) -> RenderableType:
     return Group(facts_table("Dry run: nothing was written", facts), table)
 
 
-def attribution_table(config: Any) -> RenderableType:
+def attribution_table(out: str) -> RenderableType:
     """The best proponents of the first queries, and λ."""
-    frame = read_proponents(location(config.out))
-    run = read_run(location(config.out))
+    frame = read_proponents(location(out))
+    run = read_run(location(out))
     (method,) = run["methods"].values()
     frame = frame.filter(frame["method"] == method["method"])
     table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
@@ -82,7 +148,7 @@ def attribution_table(config: Any) -> RenderableType:
     for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
         for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
             table.add_row(
-                escape(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", escape(_short(row["candidate_id"]))
+                plain(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", plain(_short(row["candidate_id"]))
             )
     facts = [
         ("queries", len(run["queries"])),
@@ -90,7 +156,7 @@ def attribution_table(config: Any) -> RenderableType:
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
         ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
-        ("results", config.out),
+        ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
     return Group(table, facts_table("Run", facts), *spectra)
@@ -122,7 +188,7 @@ def _evidence(metrics: Any) -> str:
     return f"Evidence: {sources or 'none'}, of {metrics.num_queries:,} queries"
 
 
-def describe(directory: str) -> RenderableType:
+def directory_outcome(directory: str) -> Outcome:
     """An index or a result directory, explained.
 
     Raises:
@@ -130,18 +196,40 @@ def describe(directory: str) -> RenderableType:
     """
     path = location(directory)
     if (path / INDEX).exists():
-        from trackstar.tasks.index.contents import read_index
-
         with reading(path):
             index = read_index(directory)
-            return Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
+            table = Group(index_table(index), *_withdrawals(index), *_spectra(index), _disk_table(path))
+        return Outcome(table, index_facts(index))
     if (path / RUN).exists():
-        return _run_table(path)
+        page = path / REPORT
+        return Outcome(_run_table(path), read_json(path / RUN), str(page) if page.exists() else "")
     raise InputError(f"{directory} is neither a finished index nor a result directory; give one that a command wrote")
 
 
-def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]:
-    """Check every artifact of an index; with ``repair``, restore or delete what is damaged. Say whether all is sound.
+class Verification(NamedTuple):
+    """What was found in an index, and what became of it.
+
+    Attributes:
+        restored: Names of what was restored from a copy.
+        removed: What was damaged, or left behind by an interrupted run, and is gone.
+        left: What was found and is still there.
+        lost: What nothing can restore.
+    """
+
+    directory: str
+    restored: list[str]
+    removed: list[Finding]
+    left: list[Finding]
+    lost: list[CorruptionError]
+    is_repaired: bool
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.lost and not any(finding.is_damage for finding in self.left)
+
+
+def verify_index(directory: str, *, repair: bool) -> Verification:
+    """Check every artifact of an index; with ``repair``, restore or delete what is damaged.
 
     Raises:
         InputError: The directory is no index.
@@ -149,42 +237,44 @@ def verify_index(directory: str, *, repair: bool) -> tuple[RenderableType, bool]
     """
     path = location(directory)
     require_index(path)
-    if repair:
-        return _repair(path)
-    found = [finding for finding in findings(path) if finding is not None]
-    damaged = [finding for finding in found if finding.is_damage]
-    closing = f"{len(damaged)} damaged or missing, add --repair to restore or remove them" if damaged else SOUND
-    if num_left := len(found) - len(damaged):
-        closing += f"; {num_left} left behind by an interrupted run, which --repair removes"
-    return Group(*_finding_lines(found), escape(f"{path}: {closing}")), not damaged
-
-
-def _repair(path: Any) -> tuple[RenderableType, bool]:
+    if not repair:
+        found = [finding for finding in findings(path) if finding is not None]
+        return Verification(str(path), [], [], found, [], is_repaired=False)
     with changing(path):
         restored, lost = restore(path)
         found = [finding for finding in findings(path) if finding is not None]
         left = remove_damaged(found)
     removed = [finding for finding in found if finding not in left]
-    lines = [f"{escape(name)} restored from its copy" for name in restored] + _finding_lines(removed)
-    num_damaged = sum(finding.is_damage for finding in removed)
-    outcomes = [
-        f"{num_damaged} damaged or missing, removed; index again to rebuild them" if num_damaged else "",
-        f"{len(removed) - num_damaged} left behind by an interrupted run, removed"
-        if len(removed) > num_damaged
-        else "",
-        f"{len(left)} left as they are, which nothing here may remove" if left else "",
-    ]
-    closing = "; ".join(filter(None, outcomes)) or SOUND
-    last = [f"[red]{escape(str(error))}[/]" for error in lost]
-    return Group(*lines, *_finding_lines(left), *last, escape(f"{path}: {closing}")), not left
+    return Verification(str(path), restored, removed, left, lost, is_repaired=True)
 
 
-def _finding_lines(found: Iterable[Finding]) -> list[str]:
-    colors = ("red" if finding.is_damage else "yellow" for finding in found)
-    return [
-        f"[{color}]{escape(str(finding.path))}[/] {escape(finding.problem)}"
-        for color, finding in zip(colors, found, strict=True)
+def verification_outcome(found: Verification) -> Outcome:
+    lines = [f"{plain(name)} restored from its copy" for name in found.restored]
+    lines += map(_finding_line, [*found.removed, *found.left])
+    lines += [f"[red]{plain(str(error))}[/]" for error in found.lost]
+    cure = "which nothing here may remove" if found.is_repaired else "add --repair to restore or remove them"
+    told = [
+        (found.removed, True, "damaged or missing, removed; index again to rebuild them"),
+        (found.removed, False, "left behind by an interrupted run, removed"),
+        (found.left, True, f"damaged or missing, {cure}"),
+        (found.left, False, "left behind by an interrupted run, which --repair removes"),
     ]
+    counts = [(sum(finding.is_damage == is_damage for finding in of), words) for of, is_damage, words in told]
+    closing = "; ".join(f"{count} {words}" for count, words in counts if count) or SOUND
+    problems = [{"path": str(finding.path), "problem": finding.problem} for finding in [*found.removed, *found.left]]
+    facts = {
+        "directory": found.directory,
+        "is_sound": found.is_sound,
+        "found": problems,
+        "restored": found.restored,
+        "repaired": found.is_repaired,
+    }
+    return Outcome(Group(*lines, plain(f"{found.directory}: {closing}")), facts)
+
+
+def _finding_line(finding: Finding) -> str:
+    color = "red" if finding.is_damage else "yellow"
+    return f"[{color}]{plain(str(finding.path))}[/] {plain(finding.problem)}"
 
 
 def _run_table(path: Any) -> RenderableType:

@@ -23,22 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from countryinfo import all_countries
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from trackstar.storage.queries import Query
+from trackstar.tasks.demo.settings import DemoCorpusConfig
 
 CORPUS_FILES = ("corpus-0.jsonl", "corpus-1.jsonl", "corpus-2.jsonl")
 QUERIES_FILE = "queries.jsonl"
-
-
-class DemoCorpusConfig(BaseModel):
-    """Size and seed of the demo's corpus."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(0, ge=0, description="Decides which facts are queried, which decoys they get, and the order.")
-    num_queries: int = Field(120, ge=3, le=150, description="Queried facts, spread evenly over the three relations.")
-    num_decoys: int = Field(4, ge=0, le=6, description="Decoys per queried fact.")
 
 
 class Document(BaseModel):

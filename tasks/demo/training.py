@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import Adafactor, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,29 +20,13 @@ from transformers.utils import logging
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query
+from trackstar.tasks.demo.settings import TrainingConfig
 from trackstar.tasks.models.tokens import tokenize_query
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 IGNORED = -100  # the label that cross entropy skips
 OPTIMIZER_FILE = "optimizer.pt"
 BATCHES_PER_POOL = 16  # sentences are sorted by length within pools, so batches differ but carry little padding
-
-
-class TrainingConfig(BaseModel):
-    """Shape of the model and how long, and how fast, it learns."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(0, ge=0, description="Decides the initial weights and the order of the sentences.")
-    vocabulary_size: int = Field(2048, ge=300, description="Byte-level BPE tokens, special tokens included.")
-    hidden_size: int = Field(96, ge=8, multiple_of=4, description="Width of the residual stream.")
-    intermediate_size: int = Field(256, ge=8, description="Width of the MLP.")
-    num_layers: int = Field(3, ge=1, description="Decoder layers.")
-    num_heads: int = Field(4, ge=1, description="Attention heads per layer; must divide hidden_size.")
-    num_epochs: int = Field(20, ge=1, description="Passes over the corpus.")
-    batch_size: int = Field(32, ge=1, description="Sentences per step.")
-    learning_rate: float = Field(4e-3, gt=0, description="Peak of the schedule: linear warm-up, then cosine to zero.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps spent warming up.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -24,6 +25,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TaskRun
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+from prefect.exceptions import PrefectException
 from upath import UPath
 
 from trackstar.storage.layout import artifact_path, location
@@ -57,6 +59,13 @@ def index_seconds(index: Index) -> float | None:
 
     A task that ran more than once, for an index that was deleted and built again, counts once, as it last ran.
     """
+    try:
+        return _recorded_seconds(index)
+    except (httpx.HTTPError, PrefectException, ValueError):  # a server that is gone, or a record it cannot read
+        return None
+
+
+def _recorded_seconds(index: Index) -> float | None:
     name = index.engine.checkpoint.name
     with get_client(sync_client=True) as client:
         named = FlowRunFilter(name=FlowRunFilterName(any_=[f"index {name}"]))
@@ -69,8 +78,9 @@ def index_seconds(index: Index) -> float | None:
 
 
 def _is_of(index: Index, parameters: Mapping[str, Any]) -> bool:
-    asked = parameters.get("config", {}).get("index") or ""
-    return bool(asked.strip()) and str(location(asked)) == str(index.path)
+    config = parameters.get("config")
+    url = config.get("index") if isinstance(config, Mapping) else None
+    return isinstance(url, str) and bool(url.strip()) and str(location(url)) == str(index.path)
 
 
 def _computed(client: SyncPrefectClient, flow_run_ids: Sequence[Any]) -> Iterable[TaskRun]:

@@ -13,9 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
 
-from trackstar.storage.errors import InputError
 from trackstar.storage.layout import JUDGEMENTS, RANKING
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.queries import Query, asked
@@ -24,6 +22,7 @@ from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.evaluation.entailment_model import EntailmentModel, entailment_probabilities, read_entailment_model
 from trackstar.tasks.evaluation.evidence import LabelledQuery
 from trackstar.tasks.evaluation.metrics import Pool
+from trackstar.tasks.evaluation.settings import Judge
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.runtime.progress import progress
@@ -31,22 +30,6 @@ from trackstar.tasks.runtime.stage import stage
 
 ENTAILMENT = "entailment"
 PAIR = ("query_id", "candidate_id")
-
-
-class EntailmentConfig(BaseModel):
-    """What is judged, and what counts as evidence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Entailment")
-
-    threshold: float = Field(0.5, gt=0, lt=1, description="A document that entails the fact this surely is evidence.")
-    depth: int = Field(10, ge=1, description="Documents judged, of each method and query.")
-
-
-class Judge(NamedTuple):
-    """The directory of an entailment model, and what it is asked."""
-
-    path: str
-    config: EntailmentConfig
 
 
 class Judged(NamedTuple):
@@ -122,14 +105,6 @@ def judge_proponents(request: JudgementRequest, draft: Draft) -> None:
             advance(len(rows))
     write_table(draft.path / JUDGEMENTS, found.with_columns(pl.Series(ENTAILMENT, values)))
     draft.facts |= {"method": request.ranking.facts["method"], "num_documents": len(pairs)}
-
-
-def require_undecided(queries: Sequence[Query]) -> None:
-    """Raise InputError where an entailment model would have nothing to judge."""
-    if all(query.relevant_ids is not None or query.answer_aliases for query in queries):
-        raise InputError(
-            "every query has relevant_ids or aliases, and --entailment-model is for queries with neither; leave it out"
-        )
 
 
 def _unjudged(request: JudgementRequest) -> pl.DataFrame:

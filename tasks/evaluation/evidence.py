@@ -4,8 +4,8 @@
     aliases         the query has ``aliases``, and the text holds the completion or one of them as whole words
     entailment      it has neither, and a local entailment model was asked (``trackstar.tasks.evaluation.entailment``)
 
-Text is compared word by word (``trackstar.tasks.numerics.words``), so that width, ligatures, capitals and line breaks do
-not matter.
+Text is compared word by word (``trackstar.tasks.numerics.words``): width, ligatures, capitals and line breaks do not
+matter.
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from trackstar.storage.layout import RANKING, TAIL_PATCH
@@ -13,6 +12,7 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.queries import Query, asked
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
+from trackstar.tasks.evaluation.settings import TailPatchConfig
 from trackstar.tasks.index.contents import shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.models.engine import Engine, EngineSpec, dense_scales, open_engine
@@ -21,15 +21,6 @@ from trackstar.tasks.numerics.batching import Window, pad
 from trackstar.tasks.numerics.tail_patch import probability_changes
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import stage
-
-
-class TailPatchConfig(BaseModel):
-    """The extra training step. The optimizer is Adafactor without momentum, with the index's second moment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Tail-patch")
-
-    num_proponents: int = Field(10, ge=0, description="Proponents of each query and method; 0: none, skip it.")
-    learning_rate: float = Field(3e-4, gt=0, description="Root mean square of a step at most, per parameter.")
 
 
 class TailPatchRequest(IndexedShards):

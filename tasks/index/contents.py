@@ -1,4 +1,4 @@
-"""``index.json``: what an index is made of. Written last, it is what makes an index complete."""
+"""What becomes of an index when it is written: its documents are checked, ``index.json`` is put last, remains go."""
 
 import json
 import logging
@@ -7,140 +7,31 @@ from math import ceil
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from trackstar.storage.errors import CorruptionError, InputError, MissingError
-from trackstar.storage.index_file import index_bytes, read_index_file
-from trackstar.storage.layout import DOCUMENTS, INDEX, KINDS, is_draft_name, location
+from trackstar.storage.errors import InputError, MissingError
+from trackstar.storage.index_file import index_bytes
+from trackstar.storage.layout import DOCUMENTS, INDEX, KINDS, is_draft_name
 from trackstar.storage.manifest import Artifact, Manifest, read_manifest
 from trackstar.storage.removal import artifacts_of, is_ours, remove_artifact
 from trackstar.storage.results import write_text
 from trackstar.storage.tables import read_table
-from trackstar.storage.tombstone_copies import keep_both, require_sound
+from trackstar.storage.tombstone_copies import keep_both
 from trackstar.storage.writer import unread
-from trackstar.tasks.index.corpus import CorpusConfig
-from trackstar.tasks.index.curvature import CurvatureConfig
-from trackstar.tasks.index.second_moment import SecondMomentConfig
+from trackstar.tasks.index.index_file import Index, block_summary, existing_index, read_index, require_same_settings
 from trackstar.tasks.index.shards import ShardRequest
 from trackstar.tasks.index.withdrawals import read_ids
-from trackstar.tasks.models.engine import EngineSpec
+
+__all__ = [
+    "Index", "block_summary", "each_text", "existing_index", "manifests", "read_index", "require_distinct_ids",
+    "require_documents", "require_same_settings", "shard_texts", "write_index",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 SHARDS = ShardRequest.kind
 IDS_AT_ONCE = 1 << 24  # compared in one piece
 DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
-
-
-class Index(BaseModel):
-    """A finished index.
-
-    Attributes:
-        engine: The checkpoint and all that determines a gradient; queries go through the same.
-        corpus: Where the documents came from.
-        curvature: How R_train was reduced.
-        shards: In corpus order.
-        autocorrelation: R_train, or None where blocks are too large for it.
-        grams: The sums over runs of shards that R_train was put together from, kept for the next time.
-        tombstones: Which documents were withdrawn, or None.
-        num_withdrawn: How many of the documents of the shards.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    engine: EngineSpec
-    corpus: CorpusConfig
-    curvature: CurvatureConfig = CurvatureConfig()
-    shards: tuple[Artifact, ...]
-    autocorrelation: Artifact | None
-    grams: tuple[Artifact, ...] = ()
-    tombstones: Artifact | None = None
-    num_withdrawn: int = 0
-
-    @property
-    def path(self) -> UPath:
-        return location(self.engine.index)
-
-    @property
-    def block_dims(self) -> dict[str, int]:
-        return self.shards[0].facts["block_dims"]
-
-    @property
-    def shard_paths(self) -> list[UPath]:
-        return [shard.path(str(self.path)) for shard in self.shards]
-
-    def total(self, fact: str) -> int:
-        """Sum of one of the shards' counts."""
-        return sum(shard.facts[fact] for shard in self.shards)
-
-
-def read_index(url: str) -> Index:
-    """Open a finished index, wherever it lies now.
-
-    Raises:
-        MissingError: There is none, or it was never finished.
-        InputError: It is of another format version.
-        CorruptionError: Its index.json is not what was written, or nobody can read which documents were withdrawn.
-    """
-    return _with_tombstones(_read(url))
-
-
-def _with_tombstones(index: Index) -> Index:
-    if index.tombstones is not None:
-        require_sound(index.path, index.tombstones.name)
-    return index
-
-
-def _read(url: str) -> Index:
-    value = read_index_file(location(url))
-    try:
-        found = Index.model_validate(value)
-    except ValidationError as error:
-        problem = f"is no index.json of this version ({error.errors()[0]['msg']})"
-        raise CorruptionError(location(url) / INDEX, problem, "run `trackstar index` again") from error
-    return found.model_copy(update={"engine": found.engine.model_copy(update={"index": str(location(url))})})
-
-
-def existing_index(url: str) -> Index | None:
-    """The index that is there, or None; an unreadable index.json is written anew, from artifacts named by content.
-
-    Raises:
-        CorruptionError: Nobody can read which documents were withdrawn.
-    """
-    try:
-        found = _read(url)
-    except (MissingError, CorruptionError):
-        return None
-    return _with_tombstones(found)
-
-
-def require_same_settings(existing: Index | None, engine: EngineSpec, config: SecondMomentConfig) -> None:
-    """Refuse to put gradients of one kind where those of another are: the corpus may change, nothing else may.
-
-    Args:
-        engine: As asked for, V not yet computed: what is refused should leave no trace.
-        config: How V is asked for.
-
-    Raises:
-        InputError: Names the first setting that differs.
-    """
-    if existing is None:
-        return
-    V = existing.engine.second_moment
-    previous = _settings(existing.engine, V.facts["mode"] if V else "none")
-    for name, value in _settings(engine, config.resolve(engine.checkpoint)).items():
-        if previous[name] != value:
-            raise InputError(
-                f"{existing.path} was built with {name} {previous[name]}, and this run asks for {value}; choose "
-                "another --index directory, or delete this one"
-            )
-
-
-def _settings(engine: EngineSpec, mode: str) -> dict[str, Any]:
-    """All that determines a gradient, by name, with what determines V in place of V."""
-    optimizer = engine.checkpoint.optimizer_digest if mode in ("factored", "full") else None
-    return _flat({**engine.inputs(), "second_moment": mode, "optimizer": optimizer})
 
 
 def require_distinct_ids(shards: Sequence[UPath], *, num_documents: int) -> None:
@@ -257,14 +148,3 @@ def each_text(shards: Sequence[UPath], *, without: Collection[str] = ()) -> Iter
 def shard_texts(shards: Sequence[UPath], ids: Collection[str]) -> dict[str, str]:
     """The texts of some documents by id, in corpus order."""
     return {id_: text for id_, text in each_text(shards) if id_ in ids}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
-    return flat
-
-
-def block_summary(dims: Sequence[int]) -> str:
-    return f"{len(dims)} blocks of {dims[0]}" if len(set(dims)) == 1 else f"{len(dims)} blocks, {sum(dims)} dimensions"

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
 from trackstar.storage.errors import InputError
@@ -18,6 +17,7 @@ from trackstar.storage.gradients import GradientReader
 from trackstar.storage.layout import GRAM, MATRICES
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.triangles import create_triangles, read_lower, symmetric, write_lower
+from trackstar.tasks.index.settings import CurvatureConfig
 from trackstar.tasks.index.withdrawals import read_tombstones, withdrawn_rows
 from trackstar.tasks.numerics import curvature
 from trackstar.tasks.runtime.dask import compute, part
@@ -26,20 +26,6 @@ from trackstar.tasks.runtime.stage import StageRequest, gather, stage
 LARGEST_BLOCK_DIMS = 20_000  # R of such a block takes 3 GiB in float64
 
 ShardRows = tuple[UPath, ndarray | None]  # a shard and which of its rows, ascending; None: all
-
-
-class CurvatureConfig(BaseModel):
-    """How R_train is reduced."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Curvature")
-
-    sample: int | None = Field(
-        None, ge=1, description="Documents of a random sample that R_train is taken from; by default all."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the sample.")
-    group_shards: int = Field(
-        64, ge=1, description="Shards, on average, whose sum is kept, so that a grown corpus is not summed again."
-    )
 
 
 class IndexedShards(StageRequest):

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trackstar.storage.corpus import CorpusShard, read_documents
@@ -22,7 +21,8 @@ from trackstar.tasks.models.checkpoint import (
     load_tokenizer,
 )
 from trackstar.tasks.models.engine import EngineSpec, GradientConfig, model_blocks
-from trackstar.tasks.models.optimizer_state import find_state, read_second_moments
+from trackstar.tasks.models.optimizer_state import read_second_moments
+from trackstar.tasks.models.settings import SecondMomentConfig
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.batching import batches, pad, windows
@@ -31,32 +31,6 @@ from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSec
 from trackstar.tasks.numerics.taps import TappedModel
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
-
-Mode = Literal["auto", "factored", "full", "estimated", "none"]
-
-
-class SecondMomentConfig(BaseModel):
-    """What gradients are divided by."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Second moment")
-
-    mode: Mode = Field(
-        "auto",
-        description="auto: the optimizer's, factored, if the checkpoint has it, else estimated; factored: V as row and "
-        "column means; full: Adam's V, element by element; estimated: from a sample of the corpus; none: no division.",
-    )
-    sample_size: int = Field(256, ge=1, description="Documents an estimate is made from.")
-    seed: int = Field(0, ge=0, description="Seed of that sample.")
-
-    def resolve(self, checkpoint: Checkpoint) -> Mode:
-        """The mode without ``auto``.
-
-        Raises:
-            InputError: Training left an optimizer state that is not read.
-        """
-        if self.mode == "auto":
-            return "factored" if find_state(checkpoint.path) else "estimated"
-        return self.mode
 
 
 class SecondMomentRequest(StageRequest):

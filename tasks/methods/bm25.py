@@ -13,12 +13,12 @@ from trackstar.storage.results import PROPONENT, QueryLike
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.methods.settings import BM25
 from trackstar.tasks.numerics.bm25 import Bm25, CorpusCounts
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.rankings import BOTH_ENDS, rank_parts, write_ranking
 
-BM25, RANDOM = "bm25", "random"
 DOCUMENTS_AT_ONCE = 1024  # whose scores for all queries are held together
 
 

@@ -6,13 +6,12 @@ measure that TrackStar's approximations are held against.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 import torch
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from trackstar.storage.errors import InputError
@@ -22,6 +21,7 @@ from trackstar.storage.queries import Query, asked
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.withdrawals import read_tombstones
+from trackstar.tasks.methods.settings import InfluenceConfig
 from trackstar.tasks.models.checkpoint import context_tokens, load_model, load_tokenizer
 from trackstar.tasks.models.engine import EngineSpec, model_blocks
 from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
@@ -35,30 +35,6 @@ from trackstar.tasks.scoring.rankings import rank_parts, write_ranking
 LARGEST_WORK = 10**12  # parameters × tokens × queries: an hour or two on one core
 TOKENS_AT_ONCE = 512  # of a batch; the products of all queries are in flight at once
 NUM_PROBES = 32
-FINEST_IN_FLOAT32 = 1e-3  # relative residual; see the test that compares the two precisions
-
-
-class InfluenceConfig(BaseModel):
-    """The linear system of influence functions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Influence functions")
-
-    damping: float = Field(0.1, gt=0, description="Added to the Hessian, relative to its mean eigenvalue.")
-    tolerance: float = Field(1e-4, gt=0, lt=1, description="Relative residual that conjugate gradients go down to.")
-    max_iterations: int = Field(1000, ge=1, description="More than this, and the damping is refused as too small.")
-    dtype: Literal["float32", "float64"] = Field(
-        "float64",
-        description="Of the products; float32 takes half the time, and holds a residual of 1e-3 at the least.",
-    )
-
-    @model_validator(mode="after")
-    def _is_within_reach(self) -> "InfluenceConfig":
-        if self.dtype == "float32" and self.tolerance < FINEST_IN_FLOAT32:
-            raise ValueError(
-                f"tolerance {self.tolerance:g} is finer than float32 holds over many iterations; take at least "
-                f"{FINEST_IN_FLOAT32:g}, or float64"
-            )
-        return self
 
 
 class InfluenceRequest(StageRequest):

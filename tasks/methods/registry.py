@@ -19,62 +19,37 @@ no normalisation. It is not TRAK to the letter: gradients are those of the summe
 there is one checkpoint where TRAK averages over several, trained independently.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Sequence
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query
 from trackstar.tasks.index.contents import Index
-from trackstar.tasks.methods.bm25 import BM25, RANDOM, BaselineRequest, rank_by_baseline
+from trackstar.tasks.methods.bm25 import BaselineRequest, rank_by_baseline
 from trackstar.tasks.methods.dense import rank_densely
 from trackstar.tasks.methods.hybrid import FUSED_DEPTH, HybridRequest, fuse_rankings
-from trackstar.tasks.methods.influence import InfluenceConfig, InfluenceRequest, rank_by_influence
+from trackstar.tasks.methods.influence import InfluenceRequest, rank_by_influence
 from trackstar.tasks.methods.plain_gradients import plain_index, with_autocorrelation
+from trackstar.tasks.methods.settings import (
+    DEFAULT_METHODS,
+    DENSE,
+    FUSED_METHODS,
+    GRADIENT_METHODS,
+    HYBRID,
+    INFLUENCE,
+    METHODS,
+    TRACIN_METHODS,
+    TRACKSTAR,
+    MethodSettings,
+    Preset,
+    require_possible,
+)
 from trackstar.tasks.methods.tracin import TracInRequest, rank_by_tracin
 from trackstar.tasks.models.checkpoint import Checkpoint, read_checkpoint
 from trackstar.tasks.report.results import encode, rank
-from trackstar.tasks.scoring.score_pass import ScoreConfig
+from trackstar.tasks.scoring.settings import ScoreConfig
 
-
-@dataclass(frozen=True)
-class Preset:
-    """A gradient method: what it changes in the score settings, and whether gradients are divided by √V."""
-
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    is_corrected: bool = True
-
-
-TRACKSTAR = "trackstar"
-GRADIENT_METHODS: dict[str, Preset] = {
-    TRACKSTAR: Preset(),
-    "mixed": Preset({"whitening": "mixed"}),
-    "train_only": Preset({"whitening": "train"}),
-    "no_whitening": Preset({"whitening": "none"}),
-    "no_unit_norm": Preset({"unit_norm": False}),
-    "no_v": Preset(is_corrected=False),
-    "trak": Preset({"whitening": "train", "unit_norm": False}, is_corrected=False),
-}
-TRACIN_METHODS = {"grad_dot": False, "grad_cosine": True}  # whether products are of unit vectors
-INFLUENCE, DENSE, HYBRID = "influence", "dense", "hybrid"
-FUSED_METHODS = (TRACKSTAR, BM25)
-METHODS = (*GRADIENT_METHODS, *TRACIN_METHODS, INFLUENCE, BM25, DENSE, HYBRID, RANDOM)
-DEFAULT_METHODS = (TRACKSTAR, BM25)
-
-
-class MethodSettings(BaseModel):
-    """What methods need besides an index and queries."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    score: ScoreConfig
-    influence: InfluenceConfig = InfluenceConfig()
-    also_checkpoints: tuple[str, ...] = ()
-    dense_encoder: str | None = None
-    dask: str = "local"
+__all__ = ["DEFAULT_METHODS", "DENSE", "METHODS", "TRACKSTAR", "Comparison", "MethodSettings", "require_possible"]
 
 
 class Comparison:
@@ -163,23 +138,3 @@ class Comparison:
         deep = score.model_copy(update={"top_k": depth})
         rankings = tuple(self.rank_by(method, score=deep) for method in FUSED_METHODS)
         return fuse_rankings(HybridRequest(index=str(self._index.path), rankings=rankings, top_k=score.top_k))
-
-
-def require_possible(methods: Sequence[str], *, dense_encoder: str | None, also_checkpoints: Sequence[str]) -> None:
-    """Raise InputError for a method there is none of, that is named twice, that lacks what it needs, and for what
-    no method would use."""
-    for position, method in enumerate(methods):
-        if method not in METHODS:
-            raise InputError(f"there is no method {method!r}; choose among {', '.join(METHODS)}")
-        if method in methods[:position]:
-            raise InputError(f"method {method!r} is named twice; name each once")
-    if (DENSE in methods) != (dense_encoder is not None):
-        raise InputError(
-            f"the dense encoder is {dense_encoder} and the methods are {', '.join(methods)}; give both the method "
-            "dense and --dense-encoder DIR, a local sentence encoder, or neither"
-        )
-    if also_checkpoints and not set(TRACIN_METHODS) & set(methods):
-        raise InputError(
-            f"{len(also_checkpoints)} further checkpoints were given and none of {', '.join(TRACIN_METHODS)}, which "
-            "alone sum over checkpoints; add one of them, or leave out --also-checkpoints"
-        )

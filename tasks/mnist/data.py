@@ -12,9 +12,9 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
 from trackstar.storage.manifest import Artifact, Draft, digest_file
 from trackstar.storage.matrices import read_arrays, write_arrays
+from trackstar.tasks.mnist.settings import DIGITS, MNIST
 from trackstar.tasks.runtime.stage import StageRequest, stage
 
-DIGITS, MNIST = "digits", "mnist"
 SAMPLING_SEED = 0
 SMALLEST = 200  # images: fewer leave no class enough examples on both sides of the split
 IMAGES = "images.safetensors"

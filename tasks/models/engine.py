@@ -7,26 +7,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Literal
 
 import torch
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import SECOND_MOMENT
-from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_tensors
-from trackstar.tasks.models.checkpoint import (
-    Checkpoint,
-    ModelConfig,
-    context_tokens,
-    device,
-    load_model,
-    load_tokenizer,
-)
+from trackstar.tasks.models.checkpoint import context_tokens, device, load_model, load_tokenizer
+from trackstar.tasks.models.settings import EngineSpec, GradientConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix, assign_blocks, find_weight_matrices
 from trackstar.tasks.numerics.batching import Window, batches, pad, windows
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
@@ -39,47 +30,6 @@ from trackstar.tasks.numerics.second_moment import (
     folded_scales,
     inverse_root,
 )
-
-
-class GradientConfig(BaseModel):
-    """Which gradients are taken and how they are projected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Gradients")
-
-    projection: Literal["two_sided", "none"] = Field(
-        "two_sided", description="two_sided: random L G Rᵀ per matrix; none: whole gradients, for small models."
-    )
-    projection_dim: int = Field(64, ge=1, description="k: a block has k² dimensions.")
-    num_layer_blocks: int = Field(
-        8, ge=1, description="Contiguous groups of layers; each has one block for attention and one for MLP."
-    )
-    pooling: Literal["sum", "concatenate"] = Field(
-        "sum", description="Whether a block's matrices share its k² dimensions or have k² each."
-    )
-    epsilon: float = Field(1e-8, gt=0, lt=1, description="Floor of √V, relative to the root of V's mean.")
-    seed: int = Field(0, ge=0, description="Seed of the projections.")
-
-
-class EngineSpec(BaseModel):
-    """All that determines a gradient: the checkpoint, how it is run, V, and the projection."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    index: str
-    checkpoint: Checkpoint
-    model: ModelConfig
-    gradient: GradientConfig
-    second_moment: Artifact | None
-
-    def inputs(self) -> dict[str, Any]:
-        """What of it determines bytes: neither the device nor the size of a batch."""
-        return {
-            "checkpoint": self.checkpoint.digest,
-            "dtype": self.model.dtype,
-            "context_tokens": self.model.context_tokens,
-            "gradient": self.gradient.model_dump(),
-            "second_moment": self.second_moment and self.second_moment.digest,
-        }
 
 
 class Engine:

@@ -7,7 +7,6 @@ INDEXES/results/checkpoint-1000-1f2e3d4c/    standing queries: proponents, asked
 
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,15 +19,13 @@ from trackstar.storage.removal import remove_index
 from trackstar.storage.results import read_sealed, write_sealed
 from trackstar.storage.writer import changing, unread
 from trackstar.tasks.index.contents import read_index
-from trackstar.tasks.models.checkpoint import Checkpoint, model_files, read_checkpoint
+from trackstar.tasks.models.checkpoint_files import Checkpoint, model_files, optional_files, problem_of, read_checkpoint
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
-RESULTS = "results"
 ASKED = "asked.json"
 TRAINER_STATE = "trainer_state.json"
 TRAINER_NAME = r"checkpoint-\d+"
 NAME_DIGITS = 8
-HEADER_LENGTH_BYTES = 8
 
 
 class Found(BaseModel):
@@ -102,7 +99,7 @@ def missing_of(checkpoint: UPath) -> str | None:
         return str(error)
     if re.fullmatch(TRAINER_NAME, checkpoint.name) and (checkpoint / "training_args.bin").is_file():
         names.append(TRAINER_STATE)  # the Trainer writes it last
-    problems = (_problem(checkpoint / name) for name in [*names, *_optional(checkpoint)])
+    problems = (problem_of(checkpoint / name) for name in [*names, *optional_files(checkpoint)])
     return next((problem for problem in problems if problem), None)
 
 
@@ -188,50 +185,3 @@ def previous_results(directory: UPath, asked: Asked) -> UPath | None:
 def identify(found: Found, *, trust_remote_code: bool) -> Checkpoint:
     """The checkpoint by its content: every byte of its weights is read."""
     return read_checkpoint(found.path, trust_remote_code=trust_remote_code)
-
-
-def _optional(checkpoint: UPath) -> list[str]:
-    return [name for name in ("optimizer.pt", "second_moment.safetensors") if (checkpoint / name).is_file()]
-
-
-def _problem(file: UPath) -> str | None:
-    """What is wrong with one file of a checkpoint."""
-    if not file.is_file():
-        return f"{file.name} is not there yet"
-    try:
-        if file.name.endswith(".safetensors"):
-            _require_whole_safetensors(file)
-        elif file.name.endswith((".bin", ".pt")):
-            _require_whole_archive(file)
-        elif file.name.endswith(".json"):
-            _require_whole_json(file)
-    except ValueError as error:
-        return f"{file.name} is half written: {error}"
-    return None
-
-
-def _require_whole_safetensors(file: UPath) -> None:
-    size_bytes = file.stat().st_size
-    with file.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
-        if header_bytes > size_bytes:
-            raise ValueError(f"its header alone should have {header_bytes} bytes, it has {size_bytes}")
-        header = json.loads(stream.read(header_bytes))
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    expected_bytes = HEADER_LENGTH_BYTES + header_bytes + max(ends, default=0)
-    if size_bytes != expected_bytes:
-        raise ValueError(f"it has {size_bytes} bytes and its header declares {expected_bytes}")
-
-
-def _require_whole_archive(file: UPath) -> None:
-    with file.open("rb") as stream:
-        if not zipfile.is_zipfile(stream):  # the directory of a zip file is written last
-            raise ValueError("what torch.save writes last is not there")
-
-
-def _require_whole_json(file: UPath) -> None:
-    content = json.loads(file.read_bytes())
-    shards = content.get("weight_map", {}).values() if isinstance(content, dict) else ()
-    absent = sorted({shard for shard in shards if not (file.parent / shard).is_file()})
-    if absent:
-        raise ValueError(f"{absent[0]}, which it names, is not there yet")

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
+from trackstar.storage.layout import DRIFT_PAGE
 from trackstar.storage.queries import Query
 from trackstar.storage.results import PROPONENT, read_proponents, read_run, write_json, write_text
 from trackstar.tasks.numerics.rank_overlap import rank_biased_overlap
@@ -20,7 +21,6 @@ from trackstar.tasks.report.artifacts import escape_markdown
 from trackstar.tasks.report.templating import STYLE, asset, page_template
 
 DRIFT = "drift.json"
-DRIFT_PAGE = "drift.html"
 TEMPLATE = Path(__file__).with_name("drift.html.j2")
 ARTIFACT_QUERIES = 50
 

@@ -17,7 +17,7 @@ from trackstar.tasks.evaluation.costs import index_seconds, method_costs
 from trackstar.tasks.evaluation.evidence import evidence_sources
 from trackstar.tasks.evaluation.metrics import Metrics, Pool, evaluate
 from trackstar.tasks.index.contents import Index, block_summary, shard_texts
-from trackstar.tasks.methods.registry import TRACKSTAR
+from trackstar.tasks.methods.settings import TRACKSTAR
 from trackstar.tasks.numerics.mixing import eval_spectrum
 from trackstar.tasks.report.explanation import Explained, read_explanation
 from trackstar.tasks.report.render import Curvature, Prediction, ReportData, render_report

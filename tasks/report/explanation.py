@@ -8,7 +8,7 @@ from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index
-from trackstar.tasks.methods.registry import TRACKSTAR
+from trackstar.tasks.methods.settings import TRACKSTAR
 from trackstar.tasks.report.data import Explanation
 from trackstar.tasks.scoring.histogram import count_scores, histogram_request
 from trackstar.tasks.scoring.score_pass import ScoreConfig

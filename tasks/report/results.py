@@ -15,6 +15,7 @@ from trackstar.storage.queries import Query, queries_digest
 from trackstar.storage.results import write_proponents, write_run
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
+from trackstar.tasks.index.index_file import require_autocorrelation
 from trackstar.tasks.models.checkpoint import read_checkpoint
 from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.report.artifacts import proponents_markdown, publish_proponents, publish_spectrum
@@ -64,10 +65,7 @@ def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, metho
     config.check()
     common = {"index": str(index.path), "shards": index.shards, "tombstones": index.tombstones, "dask": dask}
     R = index.autocorrelation if config.whitening != "none" else None
-    if config.whitening != "none" and R is None:
-        raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
-    if R is not None and "sample" not in R.facts:
-        raise InputError(f"{index.path} keeps R_train as an earlier version did; run `trackstar index` again on it")
+    require_autocorrelation(index, config.whitening)
     spectrum = R and write_spectrum(SpectrumRequest(autocorrelation=R, **common))
     factors = R and write_factors(
         FactorRequest(index=str(index.path), autocorrelation=R, damping=config.damping, dask=dask)

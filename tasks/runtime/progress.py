@@ -1,7 +1,5 @@
-"""Progress a person can watch: a bar on a terminal, log lines with throughput and time left, an artifact in the UI."""
+"""Progress a person can watch: a line on a terminal, log lines with throughput and time left, an artifact in the UI."""
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,22 +8,20 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trackstar.tasks.terminal_line import step
 
 LOG_INTERVAL_S = 10.0
-
-_bar_lock = threading.Lock()
 
 
 @contextmanager
 def progress(description: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield ``advance(count)``; what it reports goes to the terminal, the run's log and the run's progress artifact."""
     report = _Report(description, total, unit)
-    with _bar(description, total) as advance_bar:
+    with step(description, total=total) as advance_line:
 
         def advance(count: int) -> None:
-            advance_bar(count)
+            advance_line(count)
             report.advance(count)
 
         yield advance
@@ -67,18 +63,3 @@ class _Report:
             update_progress_artifact(self._artifact_id, progress=percent)
         elif TaskRunContext.get() is not None:
             self._artifact_id = create_progress_artifact(progress=percent, description=self._description)
-
-
-@contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar if this is a terminal and no other bar is up: a terminal has room for one live display."""
-    if not sys.stderr.isatty() or not _bar_lock.acquire(blocking=False):
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task_id = bar.add_task(description, total=total)
-            yield lambda count: bar.advance(task_id, count)
-    finally:
-        _bar_lock.release()

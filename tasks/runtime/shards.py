@@ -17,7 +17,8 @@ from prefect_dask import DaskTaskRunner
 
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.runtime.dask import LOCAL, connect
-from trackstar.tasks.runtime.stage import Stage, StageRequest, gather
+from trackstar.tasks.runtime.stage import Stage, StageRequest, finished, gather
+from trackstar.tasks.terminal_line import step
 
 
 def compute_shards(stage: Stage, requests: Sequence[StageRequest], *, where: str) -> list[Artifact]:
@@ -26,8 +27,15 @@ def compute_shards(stage: Stage, requests: Sequence[StageRequest], *, where: str
     Raises:
         InputError: No scheduler answers at the address.
     """
-    with shard_runner(where) as runner:
-        return gather(stage.map(requests, runner=runner))
+    missing = {request.directory.name: request.shard.num_rows for request in requests if finished(request) is None}
+    whole = {"total": sum(missing.values()) or None, "is_whole": True}
+    with step(f"gradients of {len(missing)} shards", **whole) as advance, shard_runner(where) as runner:
+        futures = stage.map(requests, runner=runner)
+        if runner is not None:  # progress within a shard stays in the process that computes it
+            for request, future in zip(requests, futures, strict=True):
+                count = missing.get(request.directory.name, 0)
+                future.add_done_callback(lambda _, count=count: advance(count))
+        return gather(futures)
 
 
 @contextmanager

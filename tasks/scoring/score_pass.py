@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
 from trackstar.storage.errors import InputError
@@ -23,44 +22,11 @@ from trackstar.tasks.numerics.ranking import Ranked
 from trackstar.tasks.runtime.dask import compute, part, tree_merge
 from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.rankings import result_table
+from trackstar.tasks.scoring.settings import ScoreConfig
 from trackstar.tasks.scoring.spectra import eval_facts, train_facts
 from trackstar.tasks.scoring.whitening import read_factor, read_norms
 
 Rankings = dict[tuple[int, str], Ranked]  # by number of the mixing weight, and PROPONENT or OPPONENT
-
-Whitening = Literal["mixed", "train", "none"]
-
-
-class ScoreConfig(BaseModel):
-    """How gradients become scores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Scores")
-
-    whitening: Whitening = Field(
-        "mixed", description="mixed: R = λ R_eval + (1-λ) R_train; train: R_train alone; none: no R."
-    )
-    mixing_weight: float | Literal["auto"] = Field(
-        "auto", description="λ, at least 0 and less than 1; auto: where the spectra of R_eval and R_train cross."
-    )
-    mixing_weights: tuple[float, ...] = Field(
-        (), description="Further λ, scored in the same pass; their results are those of the method NAME@λ."
-    )
-    damping: float = Field(0.1, ge=0, description="Added to R_train, relative to its mean eigenvalue.")
-    unit_norm: bool = Field(True, description="Whether encodings have length 1, so that scores are cosines.")
-    top_k: int = Field(10, ge=0, description="Proponents and opponents of each query; 0: every candidate.")
-
-    def check(self) -> None:
-        """Raise InputError for a λ outside [0, 1), which a form or a command line may well bring."""
-        given = [] if self.mixing_weight == "auto" else [self.mixing_weight]
-        for weight in [*given, *self.mixing_weights]:
-            if not 0 <= weight < 1:
-                raise InputError(f"the mixing weight is {weight:g}; it must be at least 0 and less than 1, or auto")
-        if len(set(map(_label, self.mixing_weights))) < len(self.mixing_weights):
-            raise InputError(f"the mixing weights {self.mixing_weights} name one twice; name each once")
-        if self.mixing_weights and self.whitening != "mixed":
-            raise InputError(
-                f"mixing weights are given and whitening is {self.whitening}, which has none; use --whitening mixed"
-            )
 
 
 class ScoreRequest(IndexedShards):
@@ -140,7 +106,7 @@ def read_query_vectors(request: ScoreRequest) -> dict[str, ndarray]:
 
 
 def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
-    further = {f"{request.method}@{_label(weight)}": weight for weight in request.config.mixing_weights}
+    further = {f"{request.method}@{weight:g}": weight for weight in request.config.mixing_weights}
     return {request.method: chosen.value, **further}
 
 
@@ -193,10 +159,6 @@ def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, nda
         )
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _label(weight: float) -> str:
-    return f"{weight:g}"
 
 
 def query_bases(request: IndexedShards, factors: UPath | None, query_vectors: Mapping[str, ndarray]) -> dict[str, Any]:

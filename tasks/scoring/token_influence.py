@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import torch
 from numpy import ndarray
-from pydantic import BaseModel, ConfigDict, Field
 
 from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, artifact_path
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
+from trackstar.tasks.evaluation.settings import TokenInfluenceConfig
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, open_engine
@@ -34,14 +34,6 @@ SCHEMA = {
     "stop": pl.UInt32,
     "share": pl.Float64,
 }
-
-
-class TokenInfluenceConfig(BaseModel):
-    """Whose tokens are read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title="Token influence")
-
-    num_proponents: int = Field(5, ge=0, description="Proponents of each query that are read; 0: none, skip it.")
 
 
 class TokenInfluenceRequest(IndexedShards):

@@ -8,13 +8,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Robe
 from tests.tiny import CONTEXT, TEXTS, save_classifier, save_encoder
 from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query
-from trackstar.tasks.evaluation.entailment import require_undecided
 from trackstar.tasks.evaluation.entailment_model import (
     PAIRS_AT_ONCE,
     _max_tokens,
     entailment_probabilities,
     read_entailment_model,
 )
+from trackstar.tasks.evaluation.settings import require_undecided
 
 HYPOTHESES = ("The river sleeps under the bridge.", "Vienna", "A heron was painted green.")
 PAIRS = [(text, said) for said in HYPOTHESES for text in (*TEXTS, " ".join(TEXTS), "")]

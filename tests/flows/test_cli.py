@@ -48,15 +48,15 @@ def test_every_command_explains_itself(trackstar):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--checkpoint", "nowhere", "--corpus", "{corpus}"), "holds no config.json"),
+        (("--checkpoint", "nowhere", "--corpus", "{corpus}"), "does not exist"),
         (("--checkpoint", "{llama}", "--corpus", "nowhere.jsonl"), "nowhere.jsonl"),
         (
             ("--checkpoint", "{llama}", "--corpus", "{corpus}", "--second-moment", "third"),
-            "second_moment.mode is 'third'",
+            "--second-moment is 'third'",
         ),
         (
             ("--checkpoint", "{llama}", "--corpus", "{corpus}", "--projection", "sparse"),
-            "gradient.projection is 'sparse'",
+            "--projection is 'sparse'",
         ),
     ],
 )
@@ -76,8 +76,8 @@ def test_wrong_index_arguments_exit_with_2_and_one_line(trackstar, llama, corpus
         (("--mixing-weight", "1"), "less than 1"),
         (("--mixing-weight", "1.5"), "less than 1"),
         (("--mixing-weight", "nan"), "mixing"),
-        (("--mixing-weight", "abc"), "mixing_weight"),
-        (("--whitening", "some"), "score.whitening is 'some'"),
+        (("--mixing-weight", "abc"), "--mixing-weight is 'abc', expected a number or auto"),
+        (("--whitening", "some"), "--whitening is 'some', expected mixed, train or none"),
     ],
 )
 def test_wrong_score_arguments_exit_with_2_and_one_line(trackstar, index, queries, tmp_path, options, sentence):

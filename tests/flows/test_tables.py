@@ -2,7 +2,7 @@ from rich.console import Console
 
 from trackstar.flows.cli.tables import metrics_table
 from trackstar.tasks.evaluation.metrics import RETRIEVAL, TAIL_PATCH, Estimate, Metrics
-from trackstar.tasks.methods.registry import METHODS
+from trackstar.tasks.methods.settings import METHODS
 
 ESTIMATE = Estimate(value=0.75, low=0.625, high=0.875)
 NEGATIVE = Estimate(value=-0.001, low=-0.125, high=-0.0625)

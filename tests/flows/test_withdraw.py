@@ -9,7 +9,7 @@ import pytest
 from tests.flows.runs import build, index_config, score, task_states
 from tests.tiny import QUERIES, TEXTS, save_encoder
 from trackstar.flows.attribute import attribute
-from trackstar.flows.cli.tables import describe
+from trackstar.flows.cli.tables import directory_outcome
 from trackstar.flows.compare import compare
 from trackstar.flows.config import AttributeConfig, CompareConfig, IndexConfig, WithdrawConfig
 from trackstar.flows.index import index
@@ -110,7 +110,7 @@ def test_show_says_what_was_withdrawn_when_and_why_and_what_R_train_is_like(buil
     remove(built, "d0")
     remove(built, "d0", "d2", reason="[red]wrong[/]")
     ask(built, queries, tmp_path / "out")
-    shown = printed(describe(str(built)))
+    shown = printed(directory_outcome(str(built)).table)
     assert "1 documents consent" in shown
     assert "1 documents [red]wrong[/]" in shown
     assert "effective dimension" in shown

@@ -1,6 +1,6 @@
 import pytest
 
-from trackstar.tasks.methods.influence import FINEST_IN_FLOAT32, InfluenceConfig
+from trackstar.tasks.methods.settings import FINEST_IN_FLOAT32, InfluenceConfig
 
 
 def test_a_tolerance_that_float32_does_not_hold_is_refused():

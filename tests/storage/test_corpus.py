@@ -279,7 +279,7 @@ def test_columns_go_by_the_names_given_and_extra_ones_come_as_strings(tmp_path):
 
 def test_an_extra_column_that_every_document_has_is_refused(tmp_path):
     (shard,) = shards_of(write_lines(tmp_path / "c.jsonl", as_lines(ROWS)))
-    with pytest.raises(InputError, match="extra_columns holds 'text'"):
+    with pytest.raises(InputError, match="--extra-columns holds 'text'"):
         read_documents(shard, batch_size=1, extra_columns=["text"])
 
 
@@ -288,13 +288,13 @@ def test_a_file_without_the_text_column_is_refused_with_the_columns_it_has(tmp_p
     rows = [{"id": "a", "content": "x"}, {"id": "b", "content": "y"}]
     path = tmp_path / name
     pl.DataFrame(rows).write_parquet(path) if name == "c.parquet" else write_lines(path, [b"junk", *as_lines(rows)])
-    with pytest.raises(InputError, match=r"has no column 'text' but 'id', 'content'; set text_column"):
+    with pytest.raises(InputError, match=r"has no column 'text' but 'id', 'content'; give --text-column"):
         shards_of(path)
 
 
 def test_a_parquet_text_column_of_another_type_is_refused(tmp_path):
     pl.DataFrame({"text": [1, 2]}).write_parquet(tmp_path / "c.parquet")
-    with pytest.raises(InputError, match=r"has Int64 in column 'text', expected String; set text_column"):
+    with pytest.raises(InputError, match=r"has Int64 in column 'text', expected String; give --text-column"):
         shards_of(tmp_path / "c.parquet")
 
 

@@ -1,0 +1,67 @@
+"""Settings of a corpus and of what an index keeps of it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import ConfigDict, Field, field_validator
+
+from trackstar.storage.layout import require_named
+from trackstar.tasks.runtime.settings import Option, Settings
+
+if TYPE_CHECKING:
+    from trackstar.storage.corpus import CorpusFile
+
+DOCUMENT_COLUMNS = frozenset({"row", "id", "text", "num_tokens", "num_windows", "loss"})  # of every document table
+
+
+class CorpusConfig(Settings):
+    """Where the corpus is and how it is cut."""
+
+    model_config = ConfigDict(title="Corpus")
+
+    paths: Annotated[tuple[str, ...], Option("--corpus", words=True, metavar="PATH...", group="Input and output")] = (
+        Field(description="JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet, or directories.")
+    )
+    text_column: str = Field("text", description="Column with the document's text.")
+    id_column: str = Field("id", description="Column with the document's id; rows without one are called file:row.")
+    extra_columns: tuple[str, ...] = Field(
+        (), description="Further columns to keep with each document, to group influence by: source, date, ..."
+    )
+    shard_size: int = Field(2048, ge=1, description="Documents of a shard, which is one task run.")
+
+    @field_validator("extra_columns")
+    @classmethod
+    def _require_free_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := sorted(DOCUMENT_COLUMNS.intersection(names)) or len(set(names)) < len(names):
+            raise ValueError(f"{taken if taken is not True else 'a name'} is there already; name other columns")
+        return names
+
+    @field_validator("paths")
+    @classmethod
+    def _require_named(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(require_named, paths))
+
+    def require_documents(self) -> None:
+        """Raise InputError for paths that lead to no document, as far as the first rows show."""
+        from trackstar.storage.corpus import require_documents
+
+        require_documents(self.files(), text_column=self.text_column, id_column=self.id_column)
+
+    def files(self) -> "list[CorpusFile]":
+        from trackstar.storage.corpus import corpus_files  # which loads polars
+
+        return corpus_files(self.paths)
+
+
+class CurvatureConfig(Settings):
+    """How R_train is reduced."""
+
+    model_config = ConfigDict(title="Curvature")
+    option_prefix = "curvature"
+
+    sample: int | None = Field(
+        None, ge=1, description="Documents of a random sample that R_train is taken from; by default all."
+    )
+    seed: Annotated[int, Option("--seed")] = Field(0, ge=0, description="Seed of the sample.")
+    group_shards: int = Field(
+        64, ge=1, description="Shards, on average, whose sum is kept, so that a grown corpus is not summed again."
+    )
