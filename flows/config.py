@@ -36,6 +36,7 @@ Directory = Annotated[Url, Place.DIRECTORY]
 NewDirectory = Annotated[Url, Place.NEW]
 File = Annotated[Url, Place.FILE, Option(metavar="FILE", group=WHAT)]
 Source = Annotated[str, AfterValidator(lambda data: data if data in (DIGITS, MNIST) else str(location(data)))]
+Asked = Annotated[str, Option(metavar="TEXT", group=WHAT)]
 Where = Annotated[str, Option(metavar="WHERE", group=WHERE)]
 
 QUERIES_HELP = 'JSON Lines: {"id", "prompt", "completion", "relevant_ids"?}.'
@@ -109,8 +110,8 @@ class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
     index: Url = Field(title="Index", description="A finished index.")
-    prompt: str = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
-    completion: str = Field("", title="Completion", description="And what it then says, with its leading space.")
+    prompt: Asked = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
+    completion: Asked = Field("", title="Completion", description="And what it then says, with its leading space.")
     queries: File | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: NewDirectory = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
@@ -226,7 +227,9 @@ class WithdrawConfig(FlowConfig):
         (), title="Documents", description="Ids of documents, as results show them."
     )
     ids_file: File | None = Field(None, title="Documents file", description="Further ids, one a line, in UTF-8.")
-    reason: Text = Field("", title="Reason", description="Recorded with the ids.")
+    reason: Annotated[Text, Option(metavar="TEXT", group=WHAT)] = Field(
+        "", title="Reason", description="Recorded with the ids."
+    )
     dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     @property

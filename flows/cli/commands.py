@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from trackstar.flows.cli.help import CONTEXT, Command, GroupedOption
+from trackstar.flows.cli.help import CONTEXT, Command, Commands, GroupedOption
 from trackstar.flows.cli.running import finish, run
 from trackstar.flows.cli.sentences import explain, printable
 from trackstar.flows.config import (
@@ -27,7 +27,7 @@ from trackstar.flows.config import (
 )
 
 
-@click.group(name="trackstar", context_settings=CONTEXT, no_args_is_help=True)
+@click.group(name="trackstar", cls=Commands, context_settings=CONTEXT, no_args_is_help=True)
 @click.version_option(version("trackstar"), message="%(prog)s %(version)s")
 def app() -> None:
     """Which training examples most influenced this prediction?"""
@@ -171,6 +171,9 @@ def respond(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
         return app.main(arguments, prog_name="trackstar", standalone_mode=False) or 0
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 1
     except click.Abort:
         click.echo("stopped", err=True)
         return 130

@@ -29,6 +29,16 @@ def output_options() -> list[click.Option]:
     ]
 
 
+class Commands(click.Group):
+    """Commands, each with the whole of what it does."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].help or "") for name in self.list_commands(ctx)])
+        formatter.write_paragraph()
+        formatter.write_text("`trackstar COMMAND -h` shows the options of a command.")
+
+
 class Command(click.Command):
     """A command with an example, and with settings where it has some."""
 

@@ -95,8 +95,10 @@ def selfcheck_outcome(result: Any) -> Outcome:
 def index_table(index: Any) -> Table:
     """An index in a few lines."""
     size = f"{_size_bytes(index.path) / 2**20:,.1f} MiB"
-    facts = {name.replace("_", " "): value for name, value in index_facts(index).items()}
-    return facts_table(f"Index {facts.pop('index')}", {**facts, "R_train": facts.pop("R train"), "disk": size}.items())
+    facts = {**index_facts(index), "disk": size}
+    title = f"Index {facts.pop('index')}"
+    labels = [name if name == "R_train" else name.replace("_", " ") for name in facts]
+    return facts_table(title, zip(labels, facts.values(), strict=True))
 
 
 def index_facts(index: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line: exit codes, one sentence for what is wrong, and nothing heavy behind ``--help``."""
 
+import json
 import subprocess
 import sys
 
@@ -120,6 +121,10 @@ def test_a_session_from_checkpoint_to_report(trackstar, llama, corpus, queries, 
     code, output, _ = trackstar("attribute", *results, "--top-k", 3)
     assert code == 0
     assert "q0" in output
+    assert output.endswith(f"Next: trackstar show {tmp_path / 'out'}\n")
+    code, output, _ = trackstar("attribute", *results, "--top-k", 3, "--json")
+    assert (code, json.loads(output)) == (0, json.loads((tmp_path / "out" / "run.json").read_text()))
+    assert trackstar("attribute", *results, "--top-k", 3, "--quiet") == (0, "", "")
     code, output, _ = trackstar(
         "compare", *results, "--methods", "trackstar,no_unit_norm,bm25,random", "--tail-patch", 2
     )
@@ -136,7 +141,10 @@ def test_a_session_from_checkpoint_to_report(trackstar, llama, corpus, queries, 
     }
     for directory in (tmp_path / "i", tmp_path / "out"):
         assert trackstar("show", directory)[0] == 0
+    assert json.loads(trackstar("show", tmp_path / "i", "--json")[1])["documents"] == 20
+    assert "methods" in json.loads(trackstar("show", tmp_path / "out", "--json")[1])
     assert trackstar("verify", tmp_path / "i")[0] == 0
+    assert json.loads(trackstar("verify", tmp_path / "i", "--json")[1])["is_sound"]
 
 
 def test_damage_is_one_line_on_reading_and_repaired_by_verify_and_index(
