@@ -6,7 +6,7 @@ post-processor, which adds special tokens and, with ``trim_offsets``, takes whit
 hold.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 
 from tokenizers import Encoding, Tokenizer
@@ -25,6 +25,13 @@ class QueryTokens(NamedTuple):
     ids: list[int]
     completion_start: int
     warnings: tuple[QueryWarning, ...] = ()
+
+
+class _Bare(NamedTuple):
+    """A tokenizer without its post-processor, and the special tokens that it finds in a text."""
+
+    tokenizer: Tokenizer
+    special: frozenset[str]
 
 
 class _Held(NamedTuple):
@@ -52,21 +59,21 @@ def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> QueryTok
 
 def tokenize_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]) -> list[QueryTokens]:
     """``tokenize_query`` of each."""
-    bare = _without_post_processor(tokenizer.backend_tokenizer)
+    bare = _without_post_processor(tokenizer)
     return [_tokenize(tokenizer, bare, query) for query in queries]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, bare: Tokenizer, query: Query) -> QueryTokens:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, bare: _Bare, query: Query) -> QueryTokens:
     text = query.prompt + query.completion
     joined = tokenizer(text, return_special_tokens_mask=True, truncation=False, verbose=False)
-    held = _held(joined, bare.encode(text, add_special_tokens=False), query)
+    held = _held(joined, bare.tokenizer.encode(text, add_special_tokens=False), query)
     ids = joined["input_ids"][: held[-1].place + 1] if held else []
-    begins, is_joined = _beginning_of_completion(bare.normalizer, query, held)
+    begins, is_joined = _beginning_of_completion(bare.tokenizer.normalizer, query, held)
     first = next((token for token in held if token.start < token.stop > begins), None)
     if first is None:
         raise InputError(f"query {query.id!r} has a completion {query.completion!r} without tokens; give it some text")
     crossing = text[first.start : first.stop] if is_joined or first.start < len(query.prompt) else None
-    warnings = query_warnings(query, crossing=crossing, spelled=_spelled(bare, text, ids, held))
+    warnings = query_warnings(query, crossing=crossing, spelled=_spelled(bare.special, text, ids, held))
     if first.place == 0:  # it would be predicted from nothing
         return QueryTokens([_beginning(tokenizer, query), *ids], 1, warnings)
     return QueryTokens(ids, first.place, warnings)
@@ -97,23 +104,24 @@ def _beginning_of_completion(normalizer: Normalizer | None, query: Query, held: 
     return cluster_start(text, border), True
 
 
-def _spelled(bare: Tokenizer, text: str, ids: Sequence[int], held: Sequence[_Held]) -> Iterator[SpecialToken]:
-    special = {token.content for token in bare.get_added_tokens_decoder().values() if token.special}
+def _spelled(special: Set[str], text: str, ids: Sequence[int], held: Sequence[_Held]) -> Iterator[SpecialToken]:
     for token in held:
         if token.text in special and token.text in text[token.start : token.stop]:  # not for what it does not know
             is_first = token.place == held[0].place
             yield SpecialToken(token.text, is_repeated=is_first and ids[token.place] in ids[: token.place])
 
 
-def _without_post_processor(backend: Tokenizer) -> Tokenizer:
-    """A tokenizer that shares model, normalizer and pre-tokenizer, which takes no time however large they are."""
+def _without_post_processor(tokenizer: PreTrainedTokenizerBase) -> _Bare:
+    """It shares model, normalizer and pre-tokenizer, which takes no time however large they are."""
+    backend = tokenizer.backend_tokenizer
     bare = Tokenizer(backend.model)
     bare.normalizer, bare.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     added = backend.get_added_tokens_decoder().values()
-    bare.add_special_tokens([token for token in added if token.special])
+    special = [token for token in added if token.special]
+    bare.add_special_tokens(special)
     bare.add_tokens([token for token in added if not token.special])
-    bare.encode_special_tokens = backend.encode_special_tokens
-    return bare
+    bare.encode_special_tokens = tokenizer.split_special_tokens
+    return _Bare(bare, frozenset(token.content for token in special))
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase, query: Query) -> int:

@@ -9,7 +9,7 @@ from tests.tokenizers_of import BOS, EOS, Tokenizer, byte_level, metaspace, sent
 from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query
 from trackstar.tasks.models.query_warnings import Kind, sentence, summary
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries, tokenize_query
+from trackstar.tasks.models.tokens import _Bare, tokenize_documents, tokenize_queries, tokenize_query
 
 ACCENTS_OFF = [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
 TOKENIZERS = {
@@ -182,6 +182,14 @@ def test_a_prompt_that_spells_the_first_token_is_read_as_it_is_written():
     assert sides("byte level", BOS + "The", " Lima")[0] == [BOS, BOS, "The"]
 
 
+def test_special_tokens_that_are_to_be_split_are_text_and_no_warning():
+    tokenizer = byte_level()
+    tokenizer.split_special_tokens = True
+    tokens = tokenize_query(tokenizer, asked(EOS + "The", " Lima" + EOS))
+    assert tokenizer.eos_token_id not in tokens.ids
+    assert tokens.warnings == ()
+
+
 def test_a_text_without_special_tokens_is_predicted_from_the_beginning_of_text_token():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -202,7 +210,7 @@ def test_a_completion_whose_characters_are_in_no_token_is_refused(completion):
 def test_a_tokenizer_that_reads_a_text_otherwise_than_its_parts_is_refused(monkeypatch):
     tokenizer, other = TOKENIZERS["BERT"], Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     other.pre_tokenizer = WhitespaceSplit()
-    monkeypatch.setattr("trackstar.tasks.models.tokens._without_post_processor", lambda _: other)
+    monkeypatch.setattr("trackstar.tasks.models.tokens._without_post_processor", lambda _: _Bare(other, frozenset()))
     with pytest.raises(InputError, match="query 'q' otherwise than its tokenizer"):
         tokenize_query(tokenizer, asked("The capital is", " Lima"))
 
