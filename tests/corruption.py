@@ -81,7 +81,8 @@ class World:
     root: Path
     checkpoint: Path
     corpus: Path
-    seed: int
+    seed: int = 0
+    num_layer_blocks: int = 1
 
     @property
     def index(self) -> str:
@@ -106,7 +107,7 @@ class World:
             index=self.index,
             checkpoint=read_checkpoint(str(self.checkpoint)),
             model=ModelConfig(),
-            gradient=GradientConfig(projection_dim=4, num_layer_blocks=1, seed=self.seed),
+            gradient=GradientConfig(projection_dim=4, num_layer_blocks=self.num_layer_blocks, seed=self.seed),
             second_moment=None,
         )
         require_same_settings(existing, engine, SecondMomentConfig())

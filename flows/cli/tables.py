@@ -6,6 +6,7 @@ from datetime import timedelta
 from math import ceil
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -13,7 +14,7 @@ from rich.table import Table
 from trackstar.flows.cli.sentences import printable
 from trackstar.storage.errors import CorruptionError, InputError
 from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
-from trackstar.storage.results import PROPONENT, read_json, read_proponents, read_run
+from trackstar.storage.results import CURE, PROPONENT, read_json, read_proponents, read_run
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
 from trackstar.storage.writer import changing, reading
@@ -291,7 +292,11 @@ def _run_table(path: Any) -> RenderableType:
         return table
     from trackstar.tasks.evaluation.metrics import Metrics
 
-    return Group(table, metrics_table(Metrics.model_validate(read_json(path / METRICS))))
+    try:
+        metrics = Metrics.model_validate(read_json(path / METRICS))
+    except ValidationError as error:
+        raise CorruptionError(path / METRICS, "holds no metrics of this version", CURE) from error
+    return Group(table, metrics_table(metrics))
 
 
 def _disk_table(path: Any) -> Table:

@@ -8,7 +8,15 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from upath import UPath
 
-from tests.scoring.test_score_pass import gradients, in_this_process, rank, shard_name  # noqa: F401  (the first two are fixtures)
+from tests.scoring.test_score_pass import (  # noqa: F401  (the first two are fixtures)
+    gradients,
+    in_this_process,
+    rank,
+    shard_name,
+    write_store,
+)
+from trackstar.storage.errors import CorruptionError
+from trackstar.storage.gradients import GradientReader
 from trackstar.storage.manifest import damaged_files, is_complete
 from trackstar.storage.removal import remove_artifact
 
@@ -33,6 +41,22 @@ def bucket(monkeypatch):
     S3FileSystem.clear_instance_cache()  # or the next test would ask this server
     gc.collect()  # what the clients leave unclosed is to be found here, not in another test
     s3.stop()
+
+
+def test_what_was_not_written_there_is_refused_on_an_object_store_too(gradients, bucket):  # noqa: F811
+    index = UPath(f"{bucket}/index")
+    write_store(index, gradients)
+    chunks = [index / "shards" / number / "gradients.zarr" / "mlp.00" / "c" / "0" / "0" for number in ("0", "2")]
+    chunks[0].write_bytes(chunks[1].read_bytes())
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/0/0 is not the chunk that was written"):
+        GradientReader(index / "shards" / "0").rows("mlp.00", 0, 4)
+    chunks[0].unlink()
+    with pytest.raises(CorruptionError, match=r"mlp.00/c/0/0 is missing"):
+        GradientReader(index / "shards" / "0").rows("mlp.00", 0, 4)
+    metadata = index / "shards" / "0" / "gradients.zarr" / "mlp.00" / "zarr.json"
+    metadata.write_bytes(metadata.read_bytes().replace(b"7", b"9"))
+    with pytest.raises(CorruptionError, match=r"mlp.00/zarr.json differs"):
+        GradientReader(index / "shards" / "0")
 
 
 def test_ranking_from_an_object_store_is_that_of_a_directory(gradients, in_this_process, bucket):  # noqa: F811
