@@ -21,7 +21,7 @@ from trackstar.tasks.index.shards import ShardRequest, chunk_rows, index_shard
 from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import batches, pad, windows
-from trackstar.tasks.numerics.estimation import estimation_taps
+from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.taps import TappedModel
 from trackstar.tasks.runtime.stage import build
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
 from trackstar.storage.corpus import CorpusShard, read_documents
 from trackstar.storage.errors import InputError
@@ -26,8 +26,11 @@ from trackstar.tasks.models.optimizer_state import read_second_moments
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.batching import batches, pad, windows
-from trackstar.tasks.numerics.estimation import EstimationTap, estimation_taps
-from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment, factor
+from trackstar.tasks.numerics.corrections import to_tensors
+from trackstar.tasks.numerics.corrections.correction import Correction
+from trackstar.tasks.numerics.corrections.factored_v import EstimationTap, FactoredV, estimation_taps
+from trackstar.tasks.numerics.corrections.full_v import FullV
+from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, factor
 from trackstar.tasks.numerics.taps import TappedModel
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
@@ -127,13 +130,13 @@ def write_second_moment(request: SecondMomentRequest, draft: Draft) -> None:
         second_moments = _estimate(request, model, matrices)
     else:
         second_moments = _from_optimizer(request, model, matrices)
-    write_tensors(draft.path / SECOND_MOMENT, _tensors(second_moments))
+    write_tensors(draft.path / SECOND_MOMENT, to_tensors(second_moments))
     draft.facts |= {"mode": request.mode, "num_matrices": len(matrices)}
 
 
 def _from_optimizer(
     request: SecondMomentRequest, model: nn.Module, matrices: Sequence[WeightMatrix]
-) -> Mapping[str, SecondMoment]:
+) -> Mapping[str, Correction]:
     found = read_second_moments(request.checkpoint.path, model, matrices)
     if found is None:
         raise InputError(
@@ -141,19 +144,19 @@ def _from_optimizer(
             f"second moment {request.mode!r} needs; put it beside the model, or use --second-moment estimated"
         )
     if request.mode == "factored":
-        return {name: factor(V) if isinstance(V, FullSecondMoment) else V for name, V in found.items()}
+        return {name: FactoredV(factor(V) if isinstance(V, FullSecondMoment) else V) for name, V in found.items()}
     for name, V in found.items():
         if isinstance(V, FactoredSecondMoment):
             raise InputError(
                 f"{request.checkpoint.path} keeps only row and column factors of {name}, as Adafactor does, and no "
                 "full second moment; use --second-moment factored"
             )
-    return found
+    return {name: FullV(V) for name, V in found.items()}
 
 
 def _estimate(
     request: SecondMomentRequest, model: nn.Module, matrices: Sequence[WeightMatrix]
-) -> Mapping[str, SecondMoment]:
+) -> Mapping[str, Correction]:
     """E[G²] by row and column over a seeded random sample of documents, one loss gradient each."""
     tokenizer = load_tokenizer(request.checkpoint, request.model)
     sequences = [ids for ids in tokenize_documents(tokenizer, _sample_texts(request)) if len(ids) > 1]
@@ -174,9 +177,9 @@ def _estimate(
     return {tap.name: _estimated(tap, num_windows=len(cut)) for tap in taps}
 
 
-def _estimated(tap: EstimationTap, *, num_windows: int) -> SecondMoment:
+def _estimated(tap: EstimationTap, *, num_windows: int) -> FactoredV:
     try:
-        return tap.result(num_examples=num_windows)
+        return FactoredV(tap.result(num_examples=num_windows))
     except ValueError as error:  # an expert that no token of the sample was sent to, for one
         raise InputError(
             f"{tap.name}, estimated from {num_windows} windows: {error}; or raise the sample size"
@@ -197,13 +200,3 @@ def _sample_texts(request: SecondMomentRequest) -> list[str]:
             for batch in read_documents(shard, batch_size=1024, text_column=request.text_column):
                 texts += [text for row, text in batch.documents.select("row", "text").iter_rows() if row in rows]
     return texts
-
-
-def _tensors(second_moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, V in second_moments.items():
-        if isinstance(V, FullSecondMoment):
-            tensors[f"{name}.values"] = V.values
-        else:
-            tensors |= {f"{name}.row": V.row, f"{name}.column": V.column}
-    return tensors

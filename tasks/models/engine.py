@@ -4,7 +4,7 @@ Loading a model costs more than many a shard, so a process keeps the one it used
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
@@ -29,16 +29,11 @@ from trackstar.tasks.models.checkpoint import (
 )
 from trackstar.tasks.numerics.architecture import WeightMatrix, assign_blocks, find_weight_matrices
 from trackstar.tasks.numerics.batching import Window, batches, pad, windows
+from trackstar.tasks.numerics.corrections import from_tensors
+from trackstar.tasks.numerics.corrections.correction import Correction, ElementwiseCorrection, Floors
+from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.projection import gaussian_projection
-from trackstar.tasks.numerics.second_moment import (
-    FactoredSecondMoment,
-    FullSecondMoment,
-    SecondMoment,
-    dense,
-    folded_scales,
-    inverse_root,
-)
 
 
 class GradientConfig(BaseModel):
@@ -58,6 +53,10 @@ class GradientConfig(BaseModel):
     )
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Floor of √V, relative to the root of V's mean.")
     seed: int = Field(0, ge=0, description="Seed of the projections.")
+
+    @property
+    def floors(self) -> Floors:
+        return Floors(self.epsilon, factor_damping=0.0)
 
 
 class EngineSpec(BaseModel):
@@ -152,15 +151,15 @@ def open_engine(spec: EngineSpec) -> Iterator[Engine]:
 
 
 def block_projections(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, BlockProjection]:
-    """The projection of every block, with 1/√V folded in where V factors.
+    """The projection of every block, with what of the correction folds into it.
 
     Raises:
         InputError: The model has a layer that is not understood.
     """
-    second_moments = read_second_moment_artifact(spec)
+    corrections = read_corrections(spec)
     return {
         name: BlockProjection(
-            [_projection(matrix, second_moments.get(matrix.name), spec.gradient, device) for matrix in matrices],
+            [_projection(matrix, corrections.get(matrix.name), spec.gradient).to(device) for matrix in matrices],
             is_pooled=spec.gradient.projection != "none" and spec.gradient.pooling == "sum",
         )
         for name, matrices in model_blocks(model, spec.gradient).items()
@@ -175,55 +174,35 @@ def model_blocks(model: nn.Module, config: GradientConfig) -> dict[str, list[Wei
 
 
 def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, Tensor]:
-    """1/√V by parameter name, in the parameter's own orientation; 1 where gradients are left uncorrected."""
-    second_moments = read_second_moment_artifact(spec)
+    """1/√V by parameter name, in the parameter's own orientation; 1 where there is no V."""
+    second_moments = read_corrections(spec)
     scales: dict[str, Tensor] = {}
     for matrices in model_blocks(model, spec.gradient).values():
         for matrix in matrices:
             if matrix.parameter not in scales:
                 scales[matrix.parameter] = torch.empty(model.get_parameter(matrix.parameter).shape, device=device)
-            V = second_moments.get(matrix.name)
-            part = matrix.part_of(scales[matrix.parameter])
-            part.copy_(torch.ones(matrix.shape) if V is None else _dense_scale(V, spec.gradient.epsilon))
+            V: ElementwiseCorrection = second_moments.get(matrix.name) or Uncorrected(matrix.shape)
+            matrix.part_of(scales[matrix.parameter]).copy_(V.scale(floors=spec.gradient.floors))
     return scales
 
 
-def read_second_moment_artifact(spec: EngineSpec) -> Mapping[str, SecondMoment]:
-    """V of every matrix, or nothing where gradients are left uncorrected."""
+def read_corrections(spec: EngineSpec) -> dict[str, Correction]:
+    """The correction of every matrix by its name; of none where gradients are left as they are."""
     if spec.second_moment is None:
         return {}
-    tensors = read_tensors(spec.second_moment.path(spec.index), SECOND_MOMENT)
-    names = sorted({key.rpartition(".")[0] for key in tensors})
-    return {
-        name: FullSecondMoment(tensors[f"{name}.values"])
-        if f"{name}.values" in tensors
-        else FactoredSecondMoment(tensors[f"{name}.row"], tensors[f"{name}.column"])
-        for name in names
-    }
+    return from_tensors(read_tensors(spec.second_moment.path(spec.index), SECOND_MOMENT))
 
 
-def _projection(
-    matrix: WeightMatrix, V: SecondMoment | None, config: GradientConfig, device: torch.device
-) -> MatrixProjection:
-    if config.projection == "none":
-        scale = None if V is None else _dense_scale(V, config.epsilon).to(device)
-        return MatrixProjection(matrix.module, matrix.shape, scale=scale)
-    m, n = matrix.shape
-    draw = {"seed": config.seed, "matrix_name": matrix.name, "projection_dim": config.projection_dim}
-    left = gaussian_projection(side="left", input_dim=m, **draw)
-    right = gaussian_projection(side="right", input_dim=n, **draw)
-    scale = None
-    if isinstance(V, FactoredSecondMoment):
-        row_scale, column_scale = folded_scales(V, epsilon=config.epsilon)
-        left, right = (left * row_scale).float(), (right * column_scale).float()
-    elif V is not None:
-        scale = _dense_scale(V, config.epsilon).to(device)
-    return MatrixProjection(matrix.module, matrix.shape, left.to(device), right.to(device), scale)
-
-
-def _dense_scale(V: SecondMoment, epsilon: float) -> Tensor:
-    full = V if isinstance(V, FullSecondMoment) else FullSecondMoment(dense(V))
-    return inverse_root(full, epsilon=epsilon).float()
+def _projection(matrix: WeightMatrix, correction: Correction | None, config: GradientConfig) -> MatrixProjection:
+    left = right = None
+    if config.projection == "two_sided":
+        draw = {"seed": config.seed, "matrix_name": matrix.name, "projection_dim": config.projection_dim}
+        left, right = (
+            gaussian_projection(side=side, input_dim=dim, **draw)
+            for side, dim in zip(("left", "right"), matrix.shape, strict=True)
+        )
+    correction = correction or Uncorrected(matrix.shape)
+    return correction.projection(matrix.module, left, right, floors=config.floors)
 
 
 _lock = threading.Lock()

@@ -11,7 +11,7 @@ at a time, and divided.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +39,10 @@ class MatrixProjection:
     left: Float[Tensor, "k m"] | None = None
     right: Float[Tensor, "k n"] | None = None
     scale: Float[Tensor, "m n"] | None = None
+
+    def to(self, device: torch.device) -> "MatrixProjection":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
 
     @property
     def num_dims(self) -> int:
