@@ -14,6 +14,7 @@ from trackstar.tasks.evaluation.tail_patch import TailPatchConfig
 from trackstar.tasks.index.contents import read_index
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.curvature import CurvatureConfig
+from trackstar.tasks.index.kronecker import FactorConfig
 from trackstar.tasks.index.second_moment import SecondMomentConfig
 from trackstar.tasks.methods.influence import InfluenceConfig
 from trackstar.tasks.methods.registry import DEFAULT_METHODS, METHODS, MethodSettings, require_possible
@@ -63,6 +64,7 @@ class IndexConfig(FlowConfig):
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
+    factors: FactorConfig = FactorConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
     shards_on: str = Field("local", title="Shards on", description=SHARDS_ON_HELP)
@@ -215,6 +217,7 @@ class ReindexConfig(FlowConfig):
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
+    factors: FactorConfig = FactorConfig()
     store_dtype: StoreDtype = Field("float32", title="Store precision", description="float16 halves the disk.")
     curvature: CurvatureConfig = CurvatureConfig()
     score: ScoreConfig = ScoreConfig()

@@ -3,6 +3,8 @@
     INDEX/
       index.json                     which shards, curvature and second moment make up the index; written last
       second_moment/<digest>/        second_moment.safetensors
+      kronecker/<digest>/            kronecker.safetensors: eigenvectors and eigenvalues of K-FAC's factors
+      variances/<digest>/            variances.safetensors: EK-FAC's Λ in those eigenbases
       shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
       tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
       grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
@@ -35,6 +37,8 @@ INDEX = "index.json"
 COST = "cost.json"
 
 SECOND_MOMENT = "second_moment.safetensors"
+KRONECKER = "kronecker.safetensors"
+VARIANCES = "variances.safetensors"
 
 GRADIENTS = "gradients.zarr"
 DOCUMENTS = "documents.parquet"
@@ -70,6 +74,11 @@ def location(url: object) -> UPath:
     """A path object for a local path, made absolute, or an object store URL (``s3://bucket/prefix``)."""
     path = UPath(str(url).removeprefix("file://"))
     return path.absolute() if path.protocol == "" else path
+
+
+def tensors_file(artifact: str) -> str:
+    """The file of an artifact that keeps tensors: it is called as the kind of the artifact, which is in its name."""
+    return f"{artifact.partition('/')[0]}.safetensors"
 
 
 def norms_file(shard: str) -> str:

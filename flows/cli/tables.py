@@ -41,6 +41,7 @@ def index_table(index: Any) -> Table:
         ("withdrawn", index.num_withdrawn),
         ("shards", len(index.shards)),
         ("second moment", V.facts["mode"] if V else "none"),
+        *_correction(index.engine),
         ("projection", gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}"),
         ("blocks", block_summary(list(index.block_dims.values()))),
         ("R_train", _curvature(index)),
@@ -166,6 +167,26 @@ def _run_table(path: Any) -> RenderableType:
 def _disk_table(path: Any) -> Table:
     parts = sorted(part for part in path.iterdir() if part.is_dir())
     return facts_table("Disk", [(part.name, f"{_size_bytes(part) / 2**20:,.1f} MiB") for part in parts])
+
+
+def _correction(engine: Any) -> list[tuple[str, str]]:
+    """What gradients are corrected by where it is not V, and how far its estimate has settled."""
+    from trackstar.tasks.index.kronecker import factor_facts
+
+    name, facts = engine.gradient.correction, factor_facts(engine.kronecker)
+    if not facts:
+        return [("correction", name)] if name != "v" else []
+    halves = facts["halves_differ"]
+    differ = f"A by {halves['A']['median']:.0%}, S by {halves['S']['median']:.0%}" if halves else "by an unknown part"
+    advice = "" if facts["is_settled"] else "; not settled, raise --factor-sample in another index"
+    return [
+        ("correction", f"{name}, damping {engine.gradient.factor_damping:g}"),
+        (
+            "its factors",
+            f"{facts['num_tokens']:,} tokens of {facts['num_documents']:,} documents, {facts['labels']} labels",
+        ),
+        ("two halves of them", f"differ {differ}{advice}"),
+    ]
 
 
 def _curvature(index: Any) -> str:

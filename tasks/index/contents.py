@@ -16,6 +16,7 @@ from trackstar.storage.results import write_text
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.curvature import CurvatureConfig
+from trackstar.tasks.index.kronecker import FactorConfig, factor_facts
 from trackstar.tasks.index.second_moment import SecondMomentConfig
 from trackstar.tasks.index.shards import ShardRequest
 from trackstar.tasks.index.withdrawals import read_ids
@@ -95,32 +96,41 @@ def existing_index(url: str) -> Index | None:
         return None
 
 
-def require_same_settings(existing: Index | None, engine: EngineSpec, config: SecondMomentConfig) -> None:
+def require_same_settings(
+    existing: Index | None, engine: EngineSpec, config: SecondMomentConfig, factors: FactorConfig
+) -> None:
     """Refuse to put gradients of one kind where those of another are: the corpus may change, nothing else may.
 
     Args:
         engine: As asked for, V not yet computed: what is refused should leave no trace.
         config: How V is asked for.
+        factors: How the Kronecker factors are asked for.
 
     Raises:
         InputError: Names the first setting that differs.
     """
     if existing is None:
         return
-    V = existing.engine.second_moment
-    previous = _settings(existing.engine, V.facts["mode"] if V else "none")
-    for name, value in _settings(engine, config.resolve(engine.checkpoint)).items():
-        if previous[name] != value:
+    V, known = existing.engine.second_moment, existing.engine
+    previous = _settings(known, V.facts["mode"] if V else "none", factor_facts(known.kronecker))
+    asked = _settings(engine, config.resolve(engine.checkpoint), factors.model_dump())
+    for name, value in asked.items():
+        if previous.get(name) != value:
             raise InputError(
-                f"{existing.path} was built with {name} {previous[name]}, and this run asks for {value}; choose "
+                f"{existing.path} was built with {name} {previous.get(name)}, and this run asks for {value}; choose "
                 "another --index directory, or delete this one"
             )
 
 
-def _settings(engine: EngineSpec, mode: str) -> dict[str, Any]:
-    """All that determines a gradient, by name, with what determines V in place of V."""
+def _settings(engine: EngineSpec, mode: str, factors: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that determine a gradient by name, those of an estimate instead of what was estimated."""
     optimizer = engine.checkpoint.optimizer_digest if mode in ("factored", "full") else None
-    return _flat({**engine.inputs(), "second_moment": mode, "optimizer": optimizer})
+    gradient, own = engine.gradient.model_dump(), {}
+    if engine.gradient.has_kronecker_factors:
+        own = {"factors": {name: factors.get(name) for name in FactorConfig.model_fields}}
+    else:
+        del gradient["factor_damping"]
+    return _flat({**engine.inputs(), "gradient": gradient, "second_moment": mode, "optimizer": optimizer, **own})
 
 
 def require_distinct_ids(shards: Sequence[UPath], *, num_documents: int) -> None:

@@ -49,9 +49,10 @@ def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
 
     It has no R_train; see ``with_autocorrelation``.
     """
-    changes = {"second_moment": None, "checkpoint": checkpoint or index.engine.checkpoint}
-    engine = index.engine.model_copy(update=changes)
-    if engine == index.engine:
+    engine = index.engine.uncorrected()
+    if checkpoint is not None:
+        engine = engine.model_copy(update={"checkpoint": checkpoint})
+    if engine.inputs() == index.engine.inputs():
         return index
     requests = [PlainShardRequest(index=str(index.path), engine=engine, documents=shard) for shard in index.shards]
     shards = tuple(gather(write_plain_shard.map(requests)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import SECOND_MOMENT
+from trackstar.storage.layout import tensors_file
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_tensors
 from trackstar.tasks.models.checkpoint import (
@@ -35,12 +35,25 @@ from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.projection import gaussian_projection
 
+ADDED_SETTINGS = ("parameters",)  # since the first indexes, which are those of the defaults
+
 
 class GradientConfig(BaseModel):
-    """Which gradients are taken and how they are projected."""
+    """Which gradients are taken, what they are corrected by, and how they are projected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Gradients")
 
+    correction: Literal["v", "kfac", "ekfac", "none"] = Field(
+        "v",
+        description="v: divided by √V; kfac: half-whitened on both sides by Kronecker factors of the Fisher matrix; "
+        "ekfac: by variances in their eigenbases; none: left as they are.",
+    )
+    factor_damping: float = Field(
+        0.01, gt=0, description="Added to each Kronecker factor, relative to its mean eigenvalue; kfac and ekfac only."
+    )
+    parameters: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention", "mlp"), min_length=1, description="Which weight matrices of the decoder layers."
+    )
     projection: Literal["two_sided", "none"] = Field(
         "two_sided", description="two_sided: random L G Rᵀ per matrix; none: whole gradients, for small models."
     )
@@ -56,11 +69,26 @@ class GradientConfig(BaseModel):
 
     @property
     def floors(self) -> Floors:
-        return Floors(self.epsilon, factor_damping=0.0)
+        return Floors(self.epsilon, self.factor_damping)
+
+    @property
+    def has_kronecker_factors(self) -> bool:
+        return self.correction in ("kfac", "ekfac")
+
+    def identity(self) -> dict[str, Any]:
+        """What determines a gradient, without what takes no part: an index keeps its shards when a setting is added."""
+        unused = {"correction", "factor_damping"} if not self.has_kronecker_factors else set()
+        added = {name for name in ADDED_SETTINGS if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=unused | added)
 
 
 class EngineSpec(BaseModel):
-    """All that determines a gradient: the checkpoint, how it is run, V, and the projection."""
+    """All that determines a gradient: the checkpoint, how it is run, its correction, and the projection.
+
+    Attributes:
+        second_moment: V, which corrects gradients or, beside another correction, the steps of tail-patch alone.
+        kronecker: What K-FAC or EK-FAC was estimated as, one artifact after another.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,6 +97,19 @@ class EngineSpec(BaseModel):
     model: ModelConfig
     gradient: GradientConfig
     second_moment: Artifact | None
+    kronecker: tuple[Artifact, ...] = ()
+
+    @property
+    def corrected_by(self) -> tuple[Artifact, ...]:
+        """What is kept of the correction of gradients."""
+        if self.gradient.has_kronecker_factors:
+            return self.kronecker
+        return (self.second_moment,) if self.second_moment and self.gradient.correction == "v" else ()
+
+    def uncorrected(self) -> "EngineSpec":
+        """The same gradients as they are."""
+        gradient = self.gradient.model_copy(update={"correction": "none"})
+        return self.model_copy(update={"gradient": gradient, "second_moment": None, "kronecker": ()})
 
     def inputs(self) -> dict[str, Any]:
         """What of it determines bytes: neither the device nor the size of a batch."""
@@ -76,8 +117,9 @@ class EngineSpec(BaseModel):
             "checkpoint": self.checkpoint.digest,
             "dtype": self.model.dtype,
             "context_tokens": self.model.context_tokens,
-            "gradient": self.gradient.model_dump(),
-            "second_moment": self.second_moment and self.second_moment.digest,
+            "gradient": self.gradient.identity(),
+            "second_moment": V.digest if (V := self.second_moment) and self.gradient.correction == "v" else None,
+            **({"kronecker": [artifact.digest for artifact in self.kronecker]} if self.kronecker else {}),
         }
 
 
@@ -156,7 +198,7 @@ def block_projections(model: nn.Module, spec: EngineSpec, *, device: torch.devic
     Raises:
         InputError: The model has a layer that is not understood.
     """
-    corrections = read_corrections(spec)
+    corrections = read_corrections(spec, spec.corrected_by)
     return {
         name: BlockProjection(
             [_projection(matrix, corrections.get(matrix.name), spec.gradient).to(device) for matrix in matrices],
@@ -168,14 +210,15 @@ def block_projections(model: nn.Module, spec: EngineSpec, *, device: torch.devic
 
 def model_blocks(model: nn.Module, config: GradientConfig) -> dict[str, list[WeightMatrix]]:
     try:
-        return assign_blocks(find_weight_matrices(model), num_layer_groups=config.num_layer_blocks)
+        matrices = [matrix for matrix in find_weight_matrices(model) if matrix.kind in config.parameters]
+        return assign_blocks(matrices, num_layer_groups=config.num_layer_blocks)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, Tensor]:
     """1/√V by parameter name, in the parameter's own orientation; 1 where there is no V."""
-    second_moments = read_corrections(spec)
+    second_moments = read_corrections(spec, [spec.second_moment] if spec.second_moment else [])
     scales: dict[str, Tensor] = {}
     for matrices in model_blocks(model, spec.gradient).values():
         for matrix in matrices:
@@ -186,11 +229,12 @@ def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) ->
     return scales
 
 
-def read_corrections(spec: EngineSpec) -> dict[str, Correction]:
-    """The correction of every matrix by its name; of none where gradients are left as they are."""
-    if spec.second_moment is None:
-        return {}
-    return from_tensors(read_tensors(spec.second_moment.path(spec.index), SECOND_MOMENT))
+def read_corrections(spec: EngineSpec, kept: Sequence[Artifact]) -> dict[str, Correction]:
+    """The correction of every matrix by its name, from all that is kept of it; of none where nothing is."""
+    tensors: dict[str, Tensor] = {}
+    for artifact in kept:
+        tensors |= read_tensors(artifact.path(spec.index), tensors_file(artifact.name))
+    return from_tensors(tensors)
 
 
 def _projection(matrix: WeightMatrix, correction: Correction | None, config: GradientConfig) -> MatrixProjection:

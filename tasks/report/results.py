@@ -14,6 +14,7 @@ from trackstar.storage.queries import Query, queries_digest
 from trackstar.storage.results import write_json, write_proponents
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
+from trackstar.tasks.index.kronecker import factor_facts
 from trackstar.tasks.models.checkpoint import read_checkpoint
 from trackstar.tasks.report.artifacts import proponents_markdown, publish_proponents, publish_spectrum
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
@@ -106,6 +107,7 @@ def run_record(
         "model": index.engine.model.model_dump(),
         "gradient": index.engine.gradient.model_dump(),
         "second_moment": index.engine.second_moment and index.engine.second_moment.facts["mode"],
+        "factors": dict(factor_facts(index.engine.kronecker)),
         "num_documents": index.total("num_documents"),
         "num_withdrawn": index.num_withdrawn,
         "num_quarantined": index.total("num_quarantined"),
@@ -120,6 +122,7 @@ def run_record(
             "shards": [shard.digest for shard in index.shards],
             "autocorrelation": index.autocorrelation and index.autocorrelation.digest,
             "second_moment": index.engine.second_moment and index.engine.second_moment.digest,
+            "kronecker": [artifact.digest for artifact in index.engine.kronecker],
             "rankings": [ranking.digest for ranking in rankings],
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
