@@ -22,6 +22,7 @@ from trackstar.tasks.runtime.stage import gather
 def index(config: IndexConfig) -> Index:
     """Write the projected gradient of every document, and the autocorrelation R_train they have."""
     config.check()
+    curvature = config.curvature.resolve(is_white=config.gradient.has_kronecker_factors)
     existing = existing_index(config.index)
     plans = gather([plan_file.submit(request) for request in plan_requests(config.corpus)])
     corpus_shards = [shard for plan in plans for shard in plan.shards]
@@ -42,11 +43,11 @@ def index(config: IndexConfig) -> Index:
     shards = require_documents(compute_shards(index_shard, requests, where=config.shards_on), index=config.index)
     tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}
-    autocorrelation, grams = reduce_curvature(config.curvature, dask=config.dask, **store)
+    autocorrelation, grams = reduce_curvature(curvature, dask=config.dask, **store)
     finished = Index(
         engine=engine,
         corpus=config.corpus,
-        curvature=config.curvature,
+        curvature=curvature,
         shards=shards,
         autocorrelation=autocorrelation,
         grams=grams,

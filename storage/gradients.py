@@ -174,6 +174,15 @@ class GradientReader:
         return CorruptionError(self._directory / GRADIENTS / name, problem, cure)
 
 
+def as_stored(vectors: Mapping[str, ndarray], dtype: StoreDtype) -> Mapping[str, ndarray]:
+    """The rows of every block as a reader will give them."""
+    if dtype == "float32":
+        return vectors
+    stored = _to_float16(vectors)
+    scales = stored.pop(SCALES)
+    return {name: rows * scales[:, [column]] for column, (name, rows) in enumerate(stored.items())}
+
+
 def zarr_store(path: UPath) -> object:
     """What zarr opens: a directory name, or the file system of an object store."""
     if path.protocol in ("", "file"):

@@ -5,7 +5,7 @@
       second_moment/<digest>/        second_moment.safetensors
       kronecker/<digest>/            kronecker.safetensors: eigenvectors and eigenvalues of K-FAC's factors
       variances/<digest>/            variances.safetensors: EK-FAC's Λ in those eigenbases
-      shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
+      shards/<digest>/               gradients.zarr, documents.parquet, norms.safetensors, quarantine.parquet
       tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
       grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
       autocorrelation/<digest>/      matrices.zarr: R_train of each block
@@ -43,6 +43,7 @@ VARIANCES = "variances.safetensors"
 GRADIENTS = "gradients.zarr"
 DOCUMENTS = "documents.parquet"
 QUARANTINE = "quarantine.parquet"
+NORMS = "norms.safetensors"
 
 TOMBSTONES = "tombstones.parquet"
 

@@ -70,6 +70,7 @@ def index(
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "float32",
     device: Annotated[str, typer.Option(help="Torch device, or auto.")] = "auto",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    autocorrelation: Annotated[str, typer.Option(help="R_train on or off; auto: on, but for kfac and ekfac.")] = "auto",
     curvature_sample: Annotated[int | None, typer.Option(min=1, help="R_train from a sample of so many.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the checkpoint.")] = False,
     shards_on: ShardsOnOption = "local",
@@ -113,7 +114,7 @@ def index(
             "second_moment": {"mode": second_moment, "seed": seed},
             "factors": {"labels": factor_labels, "sample_size": factor_sample, "seed": seed},
             "store_dtype": store_dtype,
-            "curvature": {"sample": curvature_sample, "seed": seed},
+            "curvature": {"autocorrelation": autocorrelation, "sample": curvature_sample, "seed": seed},
             "shards_on": shards_on,
             "dask": dask,
         }
@@ -138,7 +139,7 @@ def attribute(
         str, typer.Option(help="Comma-separated further λ in the same pass, as trackstar@λ.")
     ] = "",
     whitening: WhiteningOption = "mixed",
-    damping: DampingOption = 0.1,
+    damping: DampingOption = None,
     unit_norm: UnitNormOption = True,
     dask: DaskOption = "local",
 ) -> None:
@@ -166,7 +167,7 @@ def compare(
     top_k: TopKOption = 100,
     mixing_weight: MixingWeightOption = "auto",
     whitening: WhiteningOption = "mixed",
-    damping: DampingOption = 0.1,
+    damping: DampingOption = None,
     unit_norm: UnitNormOption = True,
     tail_patch: Annotated[int, typer.Option(min=0, help="Proponents to train on, per query and method.")] = 10,
     tail_patch_learning_rate: Annotated[float, typer.Option(help="Of that one training step.")] = 3e-4,

@@ -86,7 +86,7 @@ def attribution_table(config: Any) -> RenderableType:
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
-        ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
+        ("damping", f"{_damping(method)}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
         ("results", config.out),
     ]
@@ -153,7 +153,7 @@ def _run_table(path: Any) -> RenderableType:
     run = read_json(path / RUN)
     facts = [(name, run[name]) for name in ("index", "second_moment", "num_documents", "num_quarantined")]
     for method, known in run["methods"].items():
-        weight = f"λ = {known['mixing_weight']:.4g}, damping {known['damping']:g}" if "mixing_weight" in known else ""
+        weight = f"λ = {known['mixing_weight']:.4g}, damping {_damping(known)}" if "mixing_weight" in known else ""
         facts.append((method, f"{known['num_candidates']:,} candidates {weight}"))
     facts.append(("queries", len(run["queries"])))
     table = facts_table(f"Results {path}", facts)
@@ -190,6 +190,8 @@ def _correction(engine: Any) -> list[tuple[str, str]]:
 
 
 def _curvature(index: Any) -> str:
+    if index.is_flat:
+        return "none: the identity times each block's mean square"
     if index.autocorrelation is None:
         return "none: the blocks are too large, use --whitening none"
     facts = index.autocorrelation.facts
@@ -242,10 +244,19 @@ def _limit(method: dict[str, Any]) -> str:
     )
 
 
+def _damping(method: dict[str, Any]) -> str:
+    return "none: R_train is flat" if method["damping"] is None else f"{method['damping']:g}"
+
+
 def _damping_advice(run: dict[str, Any], method: dict[str, Any]) -> str:
     """R_train of fewer documents than dimensions is singular: little damping then drowns what they have in common."""
     widest = max(run["block_dims"].values())
-    if method["whitening"] == "none" or method["damping"] >= 1 or run["num_documents"] >= widest:
+    if (
+        method["whitening"] == "none"
+        or method["damping"] is None
+        or method["damping"] >= 1
+        or run["num_documents"] >= widest
+    ):
         return ""
     return f" (fewer documents than a block's {widest:,} dimensions: try --damping 10)"
 

@@ -127,7 +127,8 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
     dims = probe.block_dims
     num_tokens, num_tokens_error = _total_tokens(lengths, num_documents=_num_rows(shards))
     num_summed = min(request.curvature.sample or _num_rows(shards), _num_rows(shards))
-    reduction = _reduction(dims, num_documents=num_summed, clock=clock)
+    is_flat = request.curvature.resolve(is_white=request.gradient.has_kronecker_factors).autocorrelation == "off"
+    reduction = _Reduction(0.0, 0, 0) if is_flat else _reduction(dims, num_documents=num_summed, clock=clock)
     num_sums = 0 if request.curvature.sample else len(shards) / request.curvature.group_shards
     return Budget(
         num_documents=_num_rows(shards),

@@ -35,7 +35,7 @@ class Index(BaseModel):
         corpus: Where the documents came from.
         curvature: How R_train was reduced.
         shards: In corpus order.
-        autocorrelation: R_train, or None where blocks are too large for it.
+        autocorrelation: R_train, or None where there is to be none, or blocks are too large for it.
         grams: The sums over runs of shards that R_train was put together from, kept for the next time.
         tombstones: Which documents were withdrawn, or None.
         num_withdrawn: How many of the documents of the shards.
@@ -55,6 +55,11 @@ class Index(BaseModel):
     @property
     def path(self) -> UPath:
         return location(self.engine.index)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the place of R_train is taken by the identity times each block's mean square."""
+        return self.autocorrelation is None and self.curvature.autocorrelation == "off"
 
     @property
     def block_dims(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ products and those of the last, open run; withdrawing some costs theirs, which a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -35,6 +35,11 @@ class CurvatureConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Curvature")
 
+    autocorrelation: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether there is an R_train; off: the identity times each block's mean square takes its place. "
+        "auto: on, but for kfac and ekfac, whose gradients are nearly white.",
+    )
     sample: int | None = Field(
         None, ge=1, description="Documents of a random sample that R_train is taken from; by default all."
     )
@@ -42,6 +47,20 @@ class CurvatureConfig(BaseModel):
     group_shards: int = Field(
         64, ge=1, description="Shards, on average, whose sum is kept, so that a grown corpus is not summed again."
     )
+
+    def resolve(self, *, is_white: bool) -> "CurvatureConfig":
+        """The same without ``auto``.
+
+        Raises:
+            InputError: R_train is to be taken from a sample, and there is to be none.
+        """
+        chosen = self.autocorrelation if self.autocorrelation != "auto" else ("off" if is_white else "on")
+        if chosen == "off" and self.sample is not None:
+            raise InputError(
+                f"R_train is to come from a sample of {self.sample} documents, and there is to be none: add "
+                "--autocorrelation on, or leave out --curvature-sample"
+            )
+        return self.model_copy(update={"autocorrelation": chosen})
 
 
 class IndexedShards(StageRequest):
@@ -166,7 +185,9 @@ def write_autocorrelation(request: AutocorrelationRequest, draft: Draft) -> None
 def reduce_curvature(
     config: CurvatureConfig, *, index: str, shards: Sequence[Artifact], tombstones: Artifact | None, dask: str
 ) -> tuple[Artifact | None, tuple[Artifact, ...]]:
-    """R_train, or None where blocks are too large for one, and the sums that are kept for the next time."""
+    """R_train, or None where none is wanted or blocks are too large, and the sums that are kept for the next time."""
+    if config.autocorrelation == "off":
+        return None, ()
     common = {"index": index, "dask": dask}
     sample = (config.sample, config.seed) if config.sample is not None else None
     whole = AutocorrelationRequest(shards=tuple(shards), tombstones=tombstones, sample=sample, **common)

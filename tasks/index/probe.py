@@ -31,6 +31,7 @@ SHORTEST_PROBE_S = 2.0
 GROWTH = 4
 BYTES = {"float32": 4, "float16": 2}
 SCALE_BYTES = CHECKSUM_BYTES = 4
+NORM_BYTES = 8
 
 Clock = Callable[[], float]
 
@@ -103,12 +104,13 @@ def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, 
 
 
 def gradient_bytes(block_dims: Mapping[str, int], *, num_rows: int, num_kept: int, dtype: StoreDtype) -> int:
-    """Bytes of a shard's chunks: whole ones, each with its checksum, the last one filled up."""
+    """Bytes of a shard's chunks, whole ones with a checksum each, the last one filled up, and of its norms."""
     rows = max(min(chunk_rows(block_dims), num_rows), 1)
     widths = [BYTES[dtype] * dims for dims in block_dims.values()]
     if dtype == "float16":
         widths.append(SCALE_BYTES * len(block_dims))
-    return ceil(num_kept / rows) * sum(rows * width + CHECKSUM_BYTES for width in widths)
+    norm_bytes = num_kept * NORM_BYTES * len(block_dims)
+    return norm_bytes + ceil(num_kept / rows) * sum(rows * width + CHECKSUM_BYTES for width in widths)
 
 
 def peak_memory_bytes() -> int:

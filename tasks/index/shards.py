@@ -16,6 +16,7 @@ from trackstar.storage.tables import write_table
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.norms import NormWriter
 from trackstar.tasks.numerics.batching import windows
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
@@ -30,7 +31,7 @@ class ShardRequest(StageRequest):
     """One corpus shard to be turned into gradients."""
 
     kind: ClassVar[str] = "shards"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     shard: CorpusShard
@@ -76,12 +77,14 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
     writer = GradientWriter(
         draft.path, engine.block_dims, max_rows=request.shard.num_rows, chunk_rows=rows, dtype=request.dtype
     )
+    norms = NormWriter(list(engine.block_dims), dtype=request.dtype)
     tables, rejections = [], []
     columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
     with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
         for batch in read_documents(request.shard, batch_size=rows, **columns):
             table, rejected, vectors = _document_gradients(engine, batch.documents)
             writer.append(vectors)
+            norms.append(vectors)
             tables.append(table)
             rejections += [batch.rejected, rejected]
             advance(len(batch.documents) + len(batch.rejected))
@@ -92,6 +95,7 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
     quarantine = pl.concat(rejections).sort("row") if rejections else pl.DataFrame(schema=REJECTED_SCHEMA)
     write_table(draft.path / DOCUMENTS, documents)
     write_table(draft.path / QUARANTINE, quarantine)
+    norms.close(draft)
     draft.facts |= {
         "num_documents": len(documents),
         "num_tokens": int(documents["num_tokens"].sum()),

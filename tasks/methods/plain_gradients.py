@@ -22,6 +22,7 @@ from trackstar.tasks.index.shards import chunk_rows
 from trackstar.tasks.models.checkpoint import Checkpoint
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.norms import NormWriter
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, gather, stage
 
@@ -30,7 +31,7 @@ class PlainShardRequest(StageRequest):
     """The documents of one shard of an index, to be turned into gradients of another kind."""
 
     kind: ClassVar[str] = "plain_shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     documents: Artifact
@@ -56,7 +57,9 @@ def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
         return index
     requests = [PlainShardRequest(index=str(index.path), engine=engine, documents=shard) for shard in index.shards]
     shards = tuple(gather(write_plain_shard.map(requests)))
-    return index.model_copy(update={"engine": engine, "shards": shards, "autocorrelation": None})
+    curvature = index.curvature.model_copy(update={"autocorrelation": "on"})  # of the index's own choice it knows none
+    changes = {"engine": engine, "shards": shards, "curvature": curvature, "autocorrelation": None}
+    return index.model_copy(update=changes)
 
 
 def with_autocorrelation(index: Index, *, dask: str) -> Index:
@@ -76,12 +79,16 @@ def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
         writer = GradientWriter(
             draft.path, engine.block_dims, max_rows=len(documents), chunk_rows=rows, dtype=request.dtype
         )
+        norms = NormWriter(list(engine.block_dims), dtype=request.dtype)
         with progress(request.label, total=len(documents), unit="documents") as advance:
             for part in documents.iter_slices(rows):
-                writer.append(_gradients(engine, part))
+                vectors = _gradients(engine, part)
+                writer.append(vectors)
+                norms.append(vectors)
                 advance(len(part))
         writer.close()
     write_table(draft.path / DOCUMENTS, documents)
+    norms.close(draft)
     draft.facts |= {"num_documents": len(documents), "block_dims": engine.block_dims}
 
 

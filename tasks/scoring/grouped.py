@@ -124,7 +124,7 @@ def _shingles(text: str) -> frozenset[str]:
 
 def _bases(request: ScoreRequest) -> dict[str, Any]:
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
-    return query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
+    return query_bases(request, request.train_whitening, query_vectors)
 
 
 def _chosen_scores(

@@ -63,7 +63,7 @@ class FactorOracle(Oracle):
     """A, S and Λ by explicit sums over every prediction of every window, in float64."""
 
     def __init__(self, checkpoint: Path, *, labels: str) -> None:
-        super().__init__(checkpoint, TEXTS, QUERIES[:1])
+        super().__init__(checkpoint, TEXTS, QUERIES)
         self._is_sampled = labels == "sampled"
         self.factors = {matrix.name: [0.0, 0.0, 0] for matrix in self.matrices}
         self.windowed: list[dict] = []
@@ -89,6 +89,20 @@ class FactorOracle(Oracle):
         Q_S, Q_A = bases
         variances = np.mean([(Q_S.T @ window[name].detach().numpy() @ Q_A) ** 2 for window in self.windowed], axis=0)
         return (Q_S.T @ G @ Q_A) / np.sqrt(variances + DAMPING * variances.mean())
+
+    def pooled(self, projection_dim: int):
+        """Per block [n d] of the documents and [q d] of the queries: K-FAC, projected, a block's matrices added."""
+        return [
+            [
+                np.stack([self._pooled(example, matrices, projection_dim) for example in examples])
+                for matrices in self.blocks.values()
+            ]
+            for examples in (self.documents, self.queries)
+        ]
+
+    def _pooled(self, gradients, matrices, projection_dim: int):
+        parts = [torch.from_numpy(self.corrected(gradients, m.name)) for m in matrices]
+        return sum(project(part, m, projection_dim).flatten().numpy() for part, m in zip(parts, matrices, strict=True))
 
     def _add(self, ids, start: int) -> None:
         tokens = torch.tensor(ids[start : start + self.context])
