@@ -19,7 +19,7 @@ from trackstar.tasks.evaluation.settings import (
     require_undecided,
 )
 from trackstar.tasks.index.index_file import existing_index, read_index, require_autocorrelation, require_same_kind
-from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
+from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig, FactorConfig
 from trackstar.tasks.methods.settings import DEFAULT_METHODS, METHODS, InfluenceConfig, MethodSettings, require_possible
 from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
 from trackstar.tasks.models.checkpoint_files import model_files, require_whole
@@ -73,6 +73,7 @@ class IndexingConfig(FlowConfig):
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
+    factors: FactorConfig = FactorConfig()
     store_as: Annotated[StoreAs, Option(group="Gradients")] = Field(
         "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
     )

@@ -8,6 +8,7 @@ from trackstar.storage.writer import changing
 from trackstar.tasks.index.contents import Index, existing_index, require_documents, require_same_settings, write_index
 from trackstar.tasks.index.corpus import plan_file, plan_requests
 from trackstar.tasks.index.curvature import reduce_curvature
+from trackstar.tasks.index.kronecker import kronecker_factors
 from trackstar.tasks.index.second_moment import second_moment
 from trackstar.tasks.index.shards import index_shard, shard_requests
 from trackstar.tasks.index.withdrawals import count_withdrawn, newest_tombstones
@@ -27,6 +28,7 @@ def index(config: IndexConfig) -> Index:
 
 
 def _index(config: IndexConfig) -> Index:
+    curvature = config.curvature.resolve(is_white=config.gradient.has_kronecker_factors)
     existing = existing_index(config.index)
     plans = gather([plan_file.submit(request) for request in plan_requests(config.corpus)])
     corpus_shards = [shard for plan in plans for shard in plan.shards]
@@ -37,24 +39,21 @@ def _index(config: IndexConfig) -> Index:
         gradient=config.gradient,
         second_moment=None,
     )
-    require_same_settings(existing, bare, config.second_moment)
-    V = second_moment(
-        config.second_moment,
-        bare,
-        shards=corpus_shards,
-        text_column=config.corpus.text_column,
-        existing=existing and existing.engine,
-    )
-    engine = bare.model_copy(update={"second_moment": V})
+    require_same_settings(existing, bare, config.second_moment, config.factors)
+    sample = {"shards": corpus_shards, "text_column": config.corpus.text_column}
+    known = existing and existing.engine
+    V = second_moment(config.second_moment, bare, existing=known, **sample)
+    kronecker = kronecker_factors(config.factors, bare, existing=known, **sample)
+    engine = bare.model_copy(update={"second_moment": V, "kronecker": kronecker})
     requests = shard_requests(engine, config.corpus, corpus_shards, store_as=config.store_as)
     shards = require_documents(compute_shards(index_shard, requests, where=config.shards_on), index=config.index)
     tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}
-    autocorrelation, grams = reduce_curvature(config.curvature, dask=config.dask, **store)
+    autocorrelation, grams = reduce_curvature(curvature, dask=config.dask, **store)
     finished = Index(
         engine=engine,
         corpus=config.corpus,
-        curvature=config.curvature,
+        curvature=curvature,
         shards=shards,
         autocorrelation=autocorrelation,
         grams=grams,

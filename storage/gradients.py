@@ -17,7 +17,7 @@ from numpy import ndarray
 from upath import UPath
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from trackstar.storage.codes import CODES, StoreAs
+from trackstar.storage.codes import CODES, Code, StoreAs
 from trackstar.storage.layout import GRADIENTS
 from trackstar.storage.zarr_groups import damage_named, read_group, zarr_store
 
@@ -178,6 +178,18 @@ class GradientReader:
     def _read(self, name: str, start: int, stop: int) -> ndarray:
         with damage_named(self._directory, f"{GRADIENTS}/{name}"):
             return self._arrays[name][start:stop]
+
+
+def as_stored(vectors: Mapping[str, ndarray], store_as: StoreAs) -> Mapping[str, ndarray]:
+    """The rows of every block as a reader will give them."""
+    code = CODES[store_as]
+    return vectors if code.is_plain else {name: _as_decoded(code, rows) for name, rows in vectors.items()}
+
+
+def _as_decoded(code: Code, rows: ndarray) -> ndarray:
+    decoded = np.empty(rows.shape, np.float32)
+    code.decode(*code.encode(rows), decoded)
+    return decoded
 
 
 def _parts(num_rows: int) -> Iterator[slice]:

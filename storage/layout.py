@@ -4,7 +4,9 @@
       index.json                     which shards, curvature and second moment make up the index; written last
       index.lock index.lock.json     held by whoever changes the index; the second says who that is
       second_moment/<digest>/        second_moment.safetensors
-      shards/<digest>/               gradients.zarr, documents.parquet, quarantine.parquet
+      kronecker/<digest>/            kronecker.safetensors: eigenvectors and eigenvalues of K-FAC's factors
+      variances/<digest>/            variances.safetensors: EK-FAC's Λ in those eigenbases
+      shards/<digest>/               gradients.zarr, documents.parquet, norms.safetensors, quarantine.parquet
       tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
       tombstone_copies/<digest>/     the same files again: what cannot be computed anew is kept twice
       grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
@@ -39,7 +41,7 @@ StoreAs = Literal["float32", "float16", "int8", "sign"]  # the codes of storage/
 OF_AN_INDEX = frozenset(
     {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
      "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
-     "histograms", "rankings"}
+     "histograms", "rankings", "kronecker", "variances"}
 )  # fmt: skip
 OF_A_DEMO_OR_STUDY = frozenset({"checkpoints", "images", "pictures", "terms", "sweeps", "geometry", "parameters"})
 KINDS = OF_AN_INDEX | OF_A_DEMO_OR_STUDY
@@ -52,10 +54,13 @@ COST = "cost.json"
 COST_CURE = "delete this file: nothing is lost but the seconds that it tells"
 
 SECOND_MOMENT = "second_moment.safetensors"
+KRONECKER = "kronecker.safetensors"
+VARIANCES = "variances.safetensors"
 
 GRADIENTS = "gradients.zarr"
 DOCUMENTS = "documents.parquet"
 QUARANTINE = "quarantine.parquet"
+NORMS = "norms.safetensors"
 
 TOMBSTONES = "tombstones.parquet"
 
@@ -125,6 +130,11 @@ def is_local(path: UPath) -> bool:
 def is_link(path: UPath) -> bool:
     """Whether a path is a symbolic link, to wherever it leads."""
     return is_local(path) and path.is_symlink()
+
+
+def tensors_file(artifact: str) -> str:
+    """The file of an artifact that keeps tensors: it is called as the kind of the artifact, which is in its name."""
+    return f"{artifact.partition('/')[0]}.safetensors"
 
 
 def norms_file(shard: str) -> str:

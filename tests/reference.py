@@ -30,12 +30,14 @@ def root_of_inverse(R):
     return vectors @ np.diag(values**-0.5) @ vectors.T
 
 
-def whitened(train, queries, *, mixing_weight, damping, whitening="mixed"):
-    """Apply R^(-1/2) of one block to the rows of both [n d] and [q d]."""
+def whitened(train, queries, *, mixing_weight, damping=0.0, whitening="mixed", is_flat=False):
+    """Apply R^(-1/2) of one block to the rows of both [n d] and [q d]; flat: R_train as its mean eigenvalue times I."""
     dims = train.shape[1]
     if whitening == "none":
         return train, queries
     R_train = train.T @ train / len(train)
+    if is_flat:
+        R_train = np.trace(R_train) / dims * np.eye(dims)
     R_train = R_train + damping * np.trace(R_train) / dims * np.eye(dims)
     R_eval = queries.T @ queries / len(queries)
     R = R_train if whitening == "train" else mixing_weight * R_eval + (1 - mixing_weight) * R_train
@@ -43,11 +45,13 @@ def whitened(train, queries, *, mixing_weight, damping, whitening="mixed"):
     return train @ root, queries @ root
 
 
-def influence(train_blocks, query_blocks, *, mixing_weight, damping, whitening="mixed", unit_norm=True):
+def influence(
+    train_blocks, query_blocks, *, mixing_weight, damping=0.0, whitening="mixed", unit_norm=True, is_flat=False
+):
     """Scores [n q] from per-block projected, V-corrected gradients [n d_b] and [q d_b]."""
     pairs = [
         whitened(np.asarray(t, np.float64), np.asarray(q, np.float64), mixing_weight=mixing_weight, damping=damping,
-                 whitening=whitening)
+                 whitening=whitening, is_flat=is_flat)
         for t, q in zip(train_blocks, query_blocks, strict=True)
     ]  # fmt: skip
     train, queries = np.concatenate([t for t, _ in pairs], axis=1), np.concatenate([q for _, q in pairs], axis=1)

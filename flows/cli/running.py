@@ -23,7 +23,7 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool, **_: bool)
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     if quiet:
         return start(flow, config)
-    from trackstar.tasks.terminal_line import showing
+    from trackstar.tasks.runtime.terminal_line import showing
 
     with showing(flow):
         return start(flow, config)

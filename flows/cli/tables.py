@@ -115,6 +115,7 @@ def index_facts(index: Any) -> dict[str, Any]:
         "withdrawn": index.num_withdrawn,
         "shards": len(index.shards),
         "second_moment": V.facts["mode"] if V else "none",
+        **dict(_correction(index.engine)),
         "projection": gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}",
         "blocks": block_summary(list(index.block_dims.values())),
         "R_train": _curvature(index),
@@ -157,7 +158,7 @@ def attribution_table(out: str) -> RenderableType:
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
-        ("damping", f"{method['damping']:g}{_damping_advice(run, method)}"),
+        ("damping", f"{_damping(method)}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
         ("results", out),
     ]
@@ -284,7 +285,7 @@ def _run_table(path: Any) -> RenderableType:
     run = read_run(path)
     facts = [(name, run[name]) for name in ("index", "second_moment", "num_documents", "num_quarantined")]
     for method, known in run["methods"].items():
-        weight = f"λ = {known['mixing_weight']:.4g}, damping {known['damping']:g}" if "mixing_weight" in known else ""
+        weight = f"λ = {known['mixing_weight']:.4g}, damping {_damping(known)}" if "mixing_weight" in known else ""
         facts.append((method, f"{known['num_candidates']:,} candidates {weight}"))
     facts.append(("queries", len(run["queries"])))
     table = facts_table(f"Results {path}", facts)
@@ -304,7 +305,29 @@ def _disk_table(path: Any) -> Table:
     return facts_table("Disk", [(part.name, f"{_size_bytes(part) / 2**20:,.1f} MiB") for part in parts])
 
 
+def _correction(engine: Any) -> list[tuple[str, str]]:
+    """What gradients are corrected by where it is not V, and how far its estimate has settled."""
+    from trackstar.tasks.index.kronecker import factor_facts
+
+    name, facts = engine.gradient.correction, factor_facts(engine.kronecker)
+    if not facts:
+        return [("correction", name)] if name != "v" else []
+    halves = facts["halves_differ"]
+    differ = f"A by {halves['A']['median']:.0%}, S by {halves['S']['median']:.0%}" if halves else "by an unknown part"
+    advice = "" if facts["is_settled"] else "; not settled, raise --factor-sample in another index"
+    return [
+        ("correction", f"{name}, damping {engine.gradient.factor_damping:g}"),
+        (
+            "its factors",
+            f"{facts['num_tokens']:,} tokens of {facts['num_documents']:,} documents, {facts['labels']} labels",
+        ),
+        ("two halves of them", f"differ {differ}{advice}"),
+    ]
+
+
 def _curvature(index: Any) -> str:
+    if index.is_flat:
+        return "none: the identity times each block's mean square"
     if index.autocorrelation is None:
         return "none: the blocks are too large, use --whitening none"
     facts = index.autocorrelation.facts
@@ -357,10 +380,19 @@ def _limit(method: dict[str, Any]) -> str:
     )
 
 
+def _damping(method: dict[str, Any]) -> str:
+    return "none: R_train is flat" if method["damping"] is None else f"{method['damping']:g}"
+
+
 def _damping_advice(run: dict[str, Any], method: dict[str, Any]) -> str:
     """R_train of fewer documents than dimensions is singular: little damping then drowns what they have in common."""
     widest = max(run["block_dims"].values())
-    if method["whitening"] == "none" or method["damping"] >= 1 or run["num_documents"] >= widest:
+    if (
+        method["whitening"] == "none"
+        or method["damping"] is None
+        or method["damping"] >= 1
+        or run["num_documents"] >= widest
+    ):
         return ""
     return f" (fewer documents than a block's {widest:,} dimensions: try --damping 10)"
 

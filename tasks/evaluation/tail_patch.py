@@ -42,10 +42,16 @@ class TailPatchRequest(IndexedShards):
         return {
             **super().inputs(),
             "engine": self.engine.inputs(),
+            **self._own_second_moment(),
             "queries": asked(self.queries),
             "rankings": [ranking.digest for ranking in self.rankings],
             "config": self.config.model_dump(),
         }
+
+    def _own_second_moment(self) -> dict[str, str]:
+        """V, where steps are divided by its root and gradients are not."""
+        V = self.engine.second_moment
+        return {} if V is None or V in self.engine.corrected_by else {"second_moment": V.digest}
 
 
 @stage

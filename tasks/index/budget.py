@@ -22,9 +22,11 @@ from trackstar.storage.codes import StoreAs
 from trackstar.storage.corpus import CorpusShard, plan_shards
 from trackstar.storage.gradients import ROWS_AT_ONCE
 from trackstar.storage.layout import location
+from trackstar.storage.manifest import Artifact
 from trackstar.storage.triangles import lower_bytes
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.curvature import LARGEST_BLOCK_DIMS, CurvatureConfig
+from trackstar.tasks.index.kronecker import FactorConfig, estimate_factors, kronecker_request
 from trackstar.tasks.index.probe import (
     Clock,
     Probe,
@@ -44,6 +46,7 @@ from trackstar.tasks.runtime.stage import build
 
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 HELD_CHUNKS = 3  # of every block: what the engine returns, what the writer holds, and the two joined
+PROBED_SAMPLES = (8, 40)  # documents that Kronecker factors are estimated from to see what they take
 HELD_MATRICES = 2  # [d d] of a block that is reduced: the sum, and what is read and written beside it
 
 
@@ -57,6 +60,7 @@ class BudgetRequest(BaseModel):
     model: ModelConfig
     gradient: GradientConfig
     second_moment: SecondMomentConfig
+    factors: FactorConfig = FactorConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     store_as: StoreAs
 
@@ -113,6 +117,9 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
         started = clock()
         spec = _spec(request, scratch)
         reading_s = clock() - started
+        factors = _factors(request, spec, shards, clock=clock)
+        spec = spec.model_copy(update={"kronecker": factors.artifacts})
+        started = clock() - reading_s
         with open_engine(spec) as engine:
             loading_s, loaded_bytes = clock() - started - reading_s, peak_memory_bytes()
             lengths = np.array([len(ids) for ids in tokenize_documents(engine.tokenizer, texts)])
@@ -125,7 +132,8 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
     dims = probe.block_dims
     num_tokens, num_tokens_error = _total_tokens(lengths, num_documents=_num_rows(shards))
     num_summed = min(request.curvature.sample or _num_rows(shards), _num_rows(shards))
-    reduction = _reduction(dims, num_documents=num_summed, clock=clock)
+    is_flat = request.curvature.resolve(is_white=request.gradient.has_kronecker_factors).autocorrelation == "off"
+    reduction = _Reduction(0.0, 0, 0) if is_flat else _reduction(dims, num_documents=num_summed, clock=clock)
     num_sums = 0 if request.curvature.sample else len(shards) / request.curvature.group_shards
     return Budget(
         num_documents=_num_rows(shards),
@@ -136,11 +144,13 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
         seconds={
             "loading the model": loading_s,
             "second moment": second_moment_s,
+            **({"Kronecker factors": factors.seconds} if factors.artifacts else {}),
             "gradients": probe.seconds * num_tokens / probe.num_tokens,
             "R_train": reduction.seconds,
         },
         disk_bytes={
             "second moment": second_moment_bytes,
+            **({"Kronecker factors": factors.disk_bytes} if factors.artifacts else {}),
             **_shards_disk(shards, probe, store_as=request.store_as),
             "R_train": reduction.disk_bytes,
             "sums kept of runs of shards": round(num_sums * reduction.disk_bytes),
@@ -161,6 +171,30 @@ def _spec(request: BudgetRequest, scratch: str) -> EngineSpec:
     if request.mode in ("factored", "full"):
         V = build(write_second_moment.body, SecondMomentRequest(mode=request.mode, **common))
     return EngineSpec(second_moment=V, **common)
+
+
+class _Factors(NamedTuple):
+    artifacts: tuple[Artifact, ...]
+    seconds: float
+    disk_bytes: int
+
+
+def _factors(request: BudgetRequest, spec: EngineSpec, shards: Sequence[CorpusShard], *, clock: Clock) -> _Factors:
+    """Kronecker factors from two small samples: what both take is paid once, what the larger takes more by document."""
+    if not spec.gradient.has_kronecker_factors:
+        return _Factors((), 0.0, 0)
+    sizes = [min(size, request.factors.sample_size, _num_rows(shards)) for size in PROBED_SAMPLES]
+    took = []
+    for size in sizes:
+        config = request.factors.model_copy(update={"sample_size": size})
+        asked = kronecker_request(config, spec, shards=shards, text_column=request.corpus.text_column)
+        started = clock()
+        artifacts = estimate_factors(asked, run=lambda stage, stage_request: build(stage.body, stage_request))
+        took.append(clock() - started)
+    a_document_s = max(took[1] - took[0], 0.0) / max(sizes[1] - sizes[0], 1)
+    num_to_come = min(request.factors.sample_size, _num_rows(shards)) - sizes[1]
+    disk_bytes = sum(_size_bytes(artifact.path(spec.index)) for artifact in artifacts)
+    return _Factors(artifacts, took[1] + num_to_come * a_document_s, disk_bytes)
 
 
 def _factors_bytes(engine: Engine, spec: EngineSpec) -> int:

@@ -150,7 +150,9 @@ def write_autocorrelation(request: AutocorrelationRequest, draft: Draft) -> None
 def reduce_curvature(
     config: CurvatureConfig, *, index: str, shards: Sequence[Artifact], tombstones: Artifact | None, dask: str
 ) -> tuple[Artifact | None, tuple[Artifact, ...]]:
-    """R_train, or None where blocks are too large for one, and the sums that are kept for the next time."""
+    """R_train, or None where none is wanted or blocks are too large, and the sums that are kept for the next time."""
+    if config.autocorrelation == "off":
+        return None, ()
     common = {"index": index, "dask": dask}
     sample = (config.sample, config.seed) if config.sample is not None else None
     whole = AutocorrelationRequest(shards=tuple(shards), tombstones=tombstones, sample=sample, **common)

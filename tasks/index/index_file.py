@@ -11,7 +11,7 @@ from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import INDEX, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.tombstone_copies import require_sound
-from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig
+from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig, FactorConfig
 from trackstar.tasks.models.settings import EngineSpec, GradientConfig, ModelConfig, SecondMomentConfig
 
 
@@ -23,7 +23,7 @@ class Index(BaseModel):
         corpus: Where the documents came from.
         curvature: How R_train was reduced.
         shards: In corpus order.
-        autocorrelation: R_train, or None where blocks are too large for it.
+        autocorrelation: R_train, or None where there is to be none, or blocks are too large for it.
         grams: The sums over runs of shards that R_train was put together from, kept for the next time.
         tombstones: Which documents were withdrawn, or None.
         num_withdrawn: How many of the documents of the shards.
@@ -43,6 +43,11 @@ class Index(BaseModel):
     @property
     def path(self) -> UPath:
         return location(self.engine.index)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the place of R_train is taken by the identity times each block's mean square."""
+        return self.autocorrelation is None and self.curvature.autocorrelation == "off"
 
     @property
     def block_dims(self) -> dict[str, int]:
@@ -81,20 +86,23 @@ def existing_index(url: str) -> Index | None:
     return _with_tombstones(found)
 
 
-def require_same_settings(existing: Index | None, engine: EngineSpec, config: SecondMomentConfig) -> None:
+def require_same_settings(
+    existing: Index | None, engine: EngineSpec, config: SecondMomentConfig, factors: FactorConfig
+) -> None:
     """Refuse to put gradients of one kind where those of another are: the corpus may change, nothing else may.
 
     Args:
         engine: As asked for, V not yet computed: what is refused should leave no trace.
         config: How V is asked for.
+        factors: How the Kronecker factors are asked for.
 
     Raises:
         InputError: Names the first setting that differs.
     """
     if existing is None:
         return
-    previous = _settings(existing.engine, _mode(existing))
-    _require_equal(existing, previous, _settings(engine, config.resolve(engine.checkpoint)))
+    asked = _settings(engine, config.resolve(engine.checkpoint), factors.model_dump())
+    _require_equal(existing, _known_settings(existing), asked)
 
 
 def require_autocorrelation(index: Index, whitening: str) -> None:
@@ -108,8 +116,13 @@ def require_same_kind(existing: Index | None, model: ModelConfig, gradient: Grad
     """``require_same_settings`` without reading a checkpoint: for those that ask before they start."""
     if existing is not None:
         asked = existing.engine.model_copy(update={"model": model, "gradient": gradient})
-        mode = _mode(existing)
-        _require_equal(existing, _settings(existing.engine, mode), _settings(asked, mode))
+        known = _settings(asked, _mode(existing), factor_facts(existing.engine.kronecker))
+        _require_equal(existing, _known_settings(existing), known)
+
+
+def factor_facts(kronecker: Sequence[Artifact]) -> Mapping[str, Any]:
+    """What the Kronecker factors were estimated from."""
+    return kronecker[0].facts if kronecker else {}
 
 
 def _read(url: str) -> Index:
@@ -135,17 +148,26 @@ def _mode(index: Index) -> str:
 
 def _require_equal(existing: Index, previous: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     for name, value in asked.items():
-        if previous[name] != value:
+        if previous.get(name) != value:
             raise InputError(
-                f"{existing.path} was built with {name} {previous[name]}, and this run asks for {value}; choose "
+                f"{existing.path} was built with {name} {previous.get(name)}, and this run asks for {value}; choose "
                 "another --index directory, or delete this one"
             )
 
 
-def _settings(engine: EngineSpec, mode: str) -> dict[str, Any]:
-    """All that determines a gradient, by name, with what determines V in place of V."""
+def _known_settings(index: Index) -> dict[str, Any]:
+    return _settings(index.engine, _mode(index), factor_facts(index.engine.kronecker))
+
+
+def _settings(engine: EngineSpec, mode: str, factors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that determine a gradient by name, those of an estimate instead of what was estimated."""
     optimizer = engine.checkpoint.optimizer_digest if mode in ("factored", "full") else None
-    return _flat({**engine.inputs(), "second_moment": mode, "optimizer": optimizer})
+    gradient, own = engine.gradient.model_dump(), {}
+    if engine.gradient.has_kronecker_factors:
+        own = {"factors": {name: factors.get(name) for name in FactorConfig.model_fields}}
+    else:
+        del gradient["factor_damping"]
+    return _flat({**engine.inputs(), "gradient": gradient, "second_moment": mode, "optimizer": optimizer, **own})
 
 
 def block_summary(dims: Sequence[int]) -> str:

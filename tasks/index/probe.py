@@ -22,7 +22,7 @@ from trackstar.tasks.index.shards import ShardRequest, index_shard
 from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import batches, pad, windows
-from trackstar.tasks.numerics.estimation import estimation_taps
+from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.taps import TappedModel
 from trackstar.tasks.runtime.stage import build
 
@@ -31,6 +31,7 @@ PROBED_BATCHES = 2
 SHORTEST_PROBE_S = 2.0
 GROWTH = 4
 CHECKSUM_BYTES = 4
+NORM_BYTES = 8
 
 Clock = Callable[[], float]
 
@@ -103,10 +104,11 @@ def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, 
 
 
 def gradient_bytes(block_dims: Mapping[str, int], *, num_rows: int, num_kept: int, store_as: StoreAs) -> int:
-    """Bytes of a shard's chunks: whole ones, each with its checksum, the last one filled up."""
+    """Bytes of a shard's chunks, whole ones with a checksum each, the last one filled up, and of its norms."""
     code, rows = CODES[store_as], rows_of_a_chunk(block_dims, max_rows=num_rows, store_as=store_as)
     num_arrays = len(block_dims) + code.has_scales
-    return ceil(num_kept / rows) * (rows * sum(map(code.row_bytes, block_dims.values())) + num_arrays * CHECKSUM_BYTES)
+    chunk_bytes = rows * sum(map(code.row_bytes, block_dims.values())) + num_arrays * CHECKSUM_BYTES
+    return num_kept * NORM_BYTES * len(block_dims) + ceil(num_kept / rows) * chunk_bytes
 
 
 def peak_memory_bytes() -> int:

@@ -3,50 +3,35 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trackstar.storage.corpus import CorpusShard, read_documents
+from trackstar.storage.corpus import CorpusShard
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import SECOND_MOMENT, artifact_path
 from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import write_tensors
-from trackstar.tasks.models.checkpoint import (
-    Checkpoint,
-    ModelConfig,
-    context_tokens,
-    device,
-    load_model,
-    load_tokenizer,
-)
-from trackstar.tasks.models.engine import EngineSpec, GradientConfig, model_blocks
+from trackstar.tasks.index.estimation import SamplePass, SampleRequest
+from trackstar.tasks.models.checkpoint import device, load_model
+from trackstar.tasks.models.engine import model_blocks
 from trackstar.tasks.models.optimizer_state import read_second_moments
-from trackstar.tasks.models.settings import SecondMomentConfig
-from trackstar.tasks.models.tokens import tokenize_documents
+from trackstar.tasks.models.settings import EngineSpec, GradientConfig, SecondMomentConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix
-from trackstar.tasks.numerics.batching import batches, pad, windows
-from trackstar.tasks.numerics.estimation import EstimationTap, estimation_taps
-from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, SecondMoment, factor
-from trackstar.tasks.numerics.taps import TappedModel
-from trackstar.tasks.runtime.progress import progress
-from trackstar.tasks.runtime.stage import StageRequest, stage
+from trackstar.tasks.numerics.corrections import to_tensors
+from trackstar.tasks.numerics.corrections.correction import Correction
+from trackstar.tasks.numerics.corrections.factored_v import EstimationTap, FactoredV, estimation_taps
+from trackstar.tasks.numerics.corrections.full_v import FullV
+from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, factor
+from trackstar.tasks.runtime.stage import stage
 
 
-class SecondMomentRequest(StageRequest):
-    """V of one checkpoint. ``sample`` names the corpus shards that an estimate may draw from."""
+class SecondMomentRequest(SampleRequest):
+    """V of one checkpoint."""
 
     kind: ClassVar[str] = "second_moment"
     version: ClassVar[int] = 3
 
-    checkpoint: Checkpoint
-    model: ModelConfig
     gradient: GradientConfig
     mode: Literal["factored", "full", "estimated"]
-    sample: tuple[CorpusShard, ...] = ()
-    sample_size: int = 0
-    seed: int = 0
-    text_column: str = "text"
 
     @property
     def label(self) -> str:
@@ -56,15 +41,7 @@ class SecondMomentRequest(StageRequest):
         common = {"checkpoint": self.checkpoint.digest, "mode": self.mode}
         if self.mode != "estimated":
             return {**common, "optimizer": self.checkpoint.optimizer_digest}
-        return {
-            **common,
-            "dtype": self.model.dtype,
-            "context_tokens": self.model.context_tokens,
-            "sample": [shard.identity for shard in self.sample],
-            "sample_size": self.sample_size,
-            "seed": self.seed,
-            "text_column": self.text_column,
-        }
+        return {**common, **self.sample_inputs()}
 
 
 def second_moment(
@@ -120,13 +97,13 @@ def write_second_moment(request: SecondMomentRequest, draft: Draft) -> None:
         second_moments = _estimate(request, model, matrices)
     else:
         second_moments = _from_optimizer(request, model, matrices)
-    write_tensors(draft.path / SECOND_MOMENT, _tensors(second_moments))
+    write_tensors(draft.path / SECOND_MOMENT, to_tensors(second_moments))
     draft.facts |= {"mode": request.mode, "num_matrices": len(matrices)}
 
 
 def _from_optimizer(
     request: SecondMomentRequest, model: nn.Module, matrices: Sequence[WeightMatrix]
-) -> Mapping[str, SecondMoment]:
+) -> Mapping[str, Correction]:
     found = read_second_moments(request.checkpoint.path, model, matrices)
     if found is None:
         raise InputError(
@@ -134,69 +111,30 @@ def _from_optimizer(
             f"second moment {request.mode!r} needs; put it beside the model, or use --second-moment estimated"
         )
     if request.mode == "factored":
-        return {name: factor(V) if isinstance(V, FullSecondMoment) else V for name, V in found.items()}
+        return {name: FactoredV(factor(V) if isinstance(V, FullSecondMoment) else V) for name, V in found.items()}
     for name, V in found.items():
         if isinstance(V, FactoredSecondMoment):
             raise InputError(
                 f"{request.checkpoint.path} keeps only row and column factors of {name}, as Adafactor does, and no "
                 "full second moment; use --second-moment factored"
             )
-    return found
+    return {name: FullV(V) for name, V in found.items()}
 
 
 def _estimate(
     request: SecondMomentRequest, model: nn.Module, matrices: Sequence[WeightMatrix]
-) -> Mapping[str, SecondMoment]:
+) -> Mapping[str, Correction]:
     """E[G²] by row and column over a seeded random sample of documents, one loss gradient each."""
-    tokenizer = load_tokenizer(request.checkpoint, request.model)
-    sequences = [ids for ids in tokenize_documents(tokenizer, _sample_texts(request)) if len(ids) > 1]
-    if not sequences:
-        raise InputError("no document of the sample has two tokens or more, so no second moment can be estimated")
-    # A window counts as an example: splitting documents bounds memory, and a scale common to all V cancels.
-    cut = windows([len(ids) for ids in sequences], context=context_tokens(model, request.model))
-    where = device(request.model)
-    taps = estimation_taps(matrices, device=where)
-    with (
-        TappedModel(model, taps) as tapped,
-        progress(request.label, total=len(cut), unit="windows") as advance,
-    ):
-        for batch in batches(cut, token_budget=request.model.token_budget):
-            tokens, chosen = pad(batch, sequences, [1] * len(sequences))
-            tapped.backward(torch.from_numpy(tokens).to(where), torch.from_numpy(chosen).to(where))
-            advance(len(batch))
-    return {tap.name: _estimated(tap, num_windows=len(cut)) for tap in taps}
+    sample = SamplePass(request, model)
+    taps = estimation_taps(matrices, device=device(request.model))
+    sample.run(taps)
+    return {tap.name: _estimated(tap, num_windows=len(sample.windows)) for tap in taps}
 
 
-def _estimated(tap: EstimationTap, *, num_windows: int) -> SecondMoment:
+def _estimated(tap: EstimationTap, *, num_windows: int) -> FactoredV:
     try:
-        return tap.result(num_examples=num_windows)
+        return FactoredV(tap.result(num_examples=num_windows))
     except ValueError as error:  # an expert that no token of the sample was sent to, for one
         raise InputError(
             f"{tap.name}, estimated from {num_windows} windows: {error}; or raise the sample size"
         ) from error
-
-
-def _sample_texts(request: SecondMomentRequest) -> list[str]:
-    """The texts of a uniform sample of the corpus's rows, read shard by shard."""
-    sizes = np.array([shard.num_rows for shard in request.sample])
-    num_rows = int(sizes.sum())
-    rng = np.random.default_rng(request.seed)
-    chosen = np.sort(rng.choice(num_rows, size=min(request.sample_size, num_rows), replace=False))
-    ends = np.cumsum(sizes)
-    texts: list[str] = []
-    for shard, end, size in zip(request.sample, ends, sizes, strict=True):
-        rows = {int(row - (end - size)) + shard.first_row for row in chosen[(chosen >= end - size) & (chosen < end)]}
-        if rows:
-            for batch in read_documents(shard, batch_size=1024, text_column=request.text_column):
-                texts += [text for row, text in batch.documents.select("row", "text").iter_rows() if row in rows]
-    return texts
-
-
-def _tensors(second_moments: Mapping[str, SecondMoment]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, V in second_moments.items():
-        if isinstance(V, FullSecondMoment):
-            tensors[f"{name}.values"] = V.values
-        else:
-            tensors |= {f"{name}.row": V.row, f"{name}.column": V.column}
-    return tensors

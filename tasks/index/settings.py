@@ -1,9 +1,10 @@
 """Settings of a corpus and of what an index keeps of it."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from trackstar.storage.errors import InputError
 from trackstar.storage.layout import require_named
 from trackstar.tasks.runtime.settings import Option, Settings
 
@@ -58,6 +59,11 @@ class CurvatureConfig(Settings):
     model_config = ConfigDict(title="Curvature")
     option_prefix = "curvature"
 
+    autocorrelation: Annotated[Literal["auto", "on", "off"], Option("--autocorrelation")] = Field(
+        "auto",
+        description="Whether there is an R_train; off: the identity times each block's mean square takes its place. "
+        "auto: on, but for kfac and ekfac, whose gradients are nearly white.",
+    )
     sample: int | None = Field(
         None, ge=1, description="Documents of a random sample that R_train is taken from; by default all."
     )
@@ -65,3 +71,33 @@ class CurvatureConfig(Settings):
     group_shards: int = Field(
         64, ge=1, description="Shards, on average, whose sum is kept, so that a grown corpus is not summed again."
     )
+
+    def resolve(self, *, is_white: bool) -> "CurvatureConfig":
+        """The same without ``auto``.
+
+        Raises:
+            InputError: R_train is to be taken from a sample, and there is to be none.
+        """
+        chosen = self.autocorrelation if self.autocorrelation != "auto" else ("off" if is_white else "on")
+        if chosen == "off" and self.sample is not None:
+            raise InputError(
+                f"R_train is to come from a sample of {self.sample} documents, and there is to be none: add "
+                "--autocorrelation on, or leave out --curvature-sample"
+            )
+        return self.model_copy(update={"autocorrelation": chosen})
+
+
+class FactorConfig(Settings):
+    """What the Kronecker factors of K-FAC and EK-FAC are estimated from."""
+
+    model_config = ConfigDict(title="Kronecker factors")
+    option_prefix = "factor"
+
+    labels: Literal["sampled", "empirical"] = Field(
+        "sampled",
+        description="sampled: labels drawn from the model, as the Fisher matrix has them; empirical: the text's.",
+    )
+    sample_size: Annotated[int, Option("--factor-sample")] = Field(
+        1024, ge=1, description="Documents of the corpus that the factors are estimated from."
+    )
+    seed: Annotated[int, Option("--seed")] = Field(0, ge=0, description="Seed of that sample and of its labels.")

@@ -15,6 +15,7 @@ from trackstar.storage.layout import DOCUMENTS, QUARANTINE
 from trackstar.storage.manifest import Draft
 from trackstar.storage.tables import write_table
 from trackstar.tasks.index.corpus import CorpusConfig
+from trackstar.tasks.index.norms import NormWriter
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import windows
@@ -31,7 +32,7 @@ class ShardRequest(StageRequest):
     """One corpus shard to be turned into gradients."""
 
     kind: ClassVar[str] = "shards"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     shard: CorpusShard
@@ -76,12 +77,14 @@ def index_shard(request: ShardRequest, draft: Draft) -> None:
 
 def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
     writer = GradientWriter(draft.path, engine.block_dims, max_rows=request.shard.num_rows, store_as=request.store_as)
+    norms = NormWriter(list(engine.block_dims), store_as=request.store_as)
     tables, rejections = [], []
     columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
     with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
         for batch in read_documents(request.shard, batch_size=batch_documents(engine.block_dims), **columns):
             table, rejected, vectors = _document_gradients(engine, batch.documents)
             writer.append(vectors)
+            norms.append(vectors)
             tables.append(table)
             rejections += [batch.rejected, rejected]
             advance(len(batch.documents) + len(batch.rejected))
@@ -92,6 +95,7 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
     quarantine = pl.concat(rejections).sort("row") if rejections else pl.DataFrame(schema=REJECTED_SCHEMA)
     write_table(draft.path / DOCUMENTS, documents)
     write_table(draft.path / QUARANTINE, quarantine)
+    norms.close(draft)
     draft.facts |= {
         "num_documents": len(documents),
         "num_tokens": int(documents["num_tokens"].sum()),

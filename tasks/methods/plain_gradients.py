@@ -19,6 +19,7 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.index.contents import Index
 from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autocorrelation
+from trackstar.tasks.index.norms import NormWriter
 from trackstar.tasks.index.shards import batch_documents
 from trackstar.tasks.models.checkpoint import Checkpoint
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
@@ -31,7 +32,7 @@ class PlainShardRequest(StageRequest):
     """The documents of one shard of an index, to be turned into gradients of another kind."""
 
     kind: ClassVar[str] = "plain_shards"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     documents: Artifact
@@ -50,13 +51,16 @@ def plain_index(index: Index, *, checkpoint: Checkpoint | None = None) -> Index:
 
     It has no R_train; see ``with_autocorrelation``.
     """
-    changes = {"second_moment": None, "checkpoint": checkpoint or index.engine.checkpoint}
-    engine = index.engine.model_copy(update=changes)
-    if engine == index.engine:
+    engine = index.engine.uncorrected()
+    if checkpoint is not None:
+        engine = engine.model_copy(update={"checkpoint": checkpoint})
+    if engine.inputs() == index.engine.inputs():
         return index
     requests = [PlainShardRequest(index=str(index.path), engine=engine, documents=shard) for shard in index.shards]
     shards = tuple(gather(write_plain_shard.map(requests)))
-    return index.model_copy(update={"engine": engine, "shards": shards, "autocorrelation": None})
+    curvature = index.curvature.model_copy(update={"autocorrelation": "on"})  # of the index's own choice it knows none
+    changes = {"engine": engine, "shards": shards, "curvature": curvature, "autocorrelation": None}
+    return index.model_copy(update=changes)
 
 
 def with_autocorrelation(index: Index, *, dask: str) -> Index:
@@ -74,12 +78,16 @@ def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
     with open_engine(request.engine) as engine:
         rows = batch_documents(engine.block_dims)
         writer = GradientWriter(draft.path, engine.block_dims, max_rows=len(documents), store_as=request.store_as)
+        norms = NormWriter(list(engine.block_dims), store_as=request.store_as)
         with progress(request.label, total=len(documents), unit="documents") as advance:
             for part in documents.iter_slices(rows):
-                writer.append(_gradients(engine, part))
+                vectors = _gradients(engine, part)
+                writer.append(vectors)
+                norms.append(vectors)
                 advance(len(part))
         writer.close()
     write_table(draft.path / DOCUMENTS, documents)
+    norms.close(draft)
     draft.facts |= {"num_documents": len(documents), "block_dims": engine.block_dims}
 
 

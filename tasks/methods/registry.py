@@ -124,7 +124,7 @@ class Comparison:
         return rank_by_influence(
             InfluenceRequest(
                 index=str(self._index.path),
-                engine=self._index.engine.model_copy(update={"second_moment": None}),
+                engine=self._index.engine.uncorrected(),
                 documents=self._index.shards,
                 queries=tuple(self._queries),
                 config=self._settings.influence,

@@ -4,7 +4,7 @@ Loading a model costs more than many a shard, so a process keeps the one it used
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -14,22 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import SECOND_MOMENT
+from trackstar.storage.layout import tensors_file
+from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_tensors
 from trackstar.tasks.models.checkpoint import context_tokens, device, load_model, load_tokenizer
 from trackstar.tasks.models.settings import EngineSpec, GradientConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix, assign_blocks, find_weight_matrices
 from trackstar.tasks.numerics.batching import Window, batches, pad, windows
+from trackstar.tasks.numerics.corrections import from_tensors
+from trackstar.tasks.numerics.corrections.correction import Correction, ElementwiseCorrection, Floors
+from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.projection import gaussian_projection
-from trackstar.tasks.numerics.second_moment import (
-    FactoredSecondMoment,
-    FullSecondMoment,
-    SecondMoment,
-    dense,
-    folded_scales,
-    inverse_root,
-)
 
 
 class Engine:
@@ -102,78 +98,65 @@ def open_engine(spec: EngineSpec) -> Iterator[Engine]:
 
 
 def block_projections(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, BlockProjection]:
-    """The projection of every block, with 1/√V folded in where V factors.
+    """The projection of every block, with what of the correction folds into it.
 
     Raises:
         InputError: The model has a layer that is not understood.
     """
-    second_moments = read_second_moment_artifact(spec)
+    corrections = read_corrections(spec, spec.corrected_by)
     return {
         name: BlockProjection(
-            [_projection(matrix, second_moments.get(matrix.name), spec.gradient, device) for matrix in matrices],
+            [_projection(matrix, corrections.get(matrix.name), spec.gradient).to(device) for matrix in matrices],
             is_pooled=spec.gradient.projection != "none" and spec.gradient.pooling == "sum",
         )
         for name, matrices in model_blocks(model, spec.gradient).items()
     }
 
 
+def floors(config: GradientConfig) -> Floors:
+    """What keeps a correction from dividing by nearly nothing."""
+    return Floors(config.epsilon, config.factor_damping)
+
+
 def model_blocks(model: nn.Module, config: GradientConfig) -> dict[str, list[WeightMatrix]]:
     try:
-        return assign_blocks(find_weight_matrices(model), num_layer_groups=config.num_layer_blocks)
+        matrices = [matrix for matrix in find_weight_matrices(model) if matrix.kind in config.parameters]
+        return assign_blocks(matrices, num_layer_groups=config.num_layer_blocks)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, Tensor]:
-    """1/√V by parameter name, in the parameter's own orientation; 1 where gradients are left uncorrected."""
-    second_moments = read_second_moment_artifact(spec)
+    """1/√V by parameter name, in the parameter's own orientation; 1 where there is no V."""
+    second_moments = read_corrections(spec, [spec.second_moment] if spec.second_moment else [])
     scales: dict[str, Tensor] = {}
     for matrices in model_blocks(model, spec.gradient).values():
         for matrix in matrices:
             if matrix.parameter not in scales:
                 scales[matrix.parameter] = torch.empty(model.get_parameter(matrix.parameter).shape, device=device)
-            V = second_moments.get(matrix.name)
-            part = matrix.part_of(scales[matrix.parameter])
-            part.copy_(torch.ones(matrix.shape) if V is None else _dense_scale(V, spec.gradient.epsilon))
+            V: ElementwiseCorrection = second_moments.get(matrix.name) or Uncorrected(matrix.shape)
+            matrix.part_of(scales[matrix.parameter]).copy_(V.scale(floors=floors(spec.gradient)))
     return scales
 
 
-def read_second_moment_artifact(spec: EngineSpec) -> Mapping[str, SecondMoment]:
-    """V of every matrix, or nothing where gradients are left uncorrected."""
-    if spec.second_moment is None:
-        return {}
-    tensors = read_tensors(spec.second_moment.path(spec.index), SECOND_MOMENT)
-    names = sorted({key.rpartition(".")[0] for key in tensors})
-    return {
-        name: FullSecondMoment(tensors[f"{name}.values"])
-        if f"{name}.values" in tensors
-        else FactoredSecondMoment(tensors[f"{name}.row"], tensors[f"{name}.column"])
-        for name in names
-    }
+def read_corrections(spec: EngineSpec, kept: Sequence[Artifact]) -> dict[str, Correction]:
+    """The correction of every matrix by its name, from all that is kept of it; of none where nothing is."""
+    tensors: dict[str, Tensor] = {}
+    for artifact in kept:
+        tensors |= read_tensors(artifact.path(spec.index), tensors_file(artifact.name))
+    return from_tensors(tensors)
 
 
-def _projection(
-    matrix: WeightMatrix, V: SecondMoment | None, config: GradientConfig, device: torch.device
-) -> MatrixProjection:
-    if config.projection == "none":
-        scale = None if V is None else _dense_scale(V, config.epsilon).to(device)
-        return MatrixProjection(matrix.module, matrix.shape, scale=scale)
-    m, n = matrix.shape
-    draw = {"seed": config.seed, "matrix_name": matrix.name, "projection_dim": config.projection_dim}
-    left = gaussian_projection(side="left", input_dim=m, **draw)
-    right = gaussian_projection(side="right", input_dim=n, **draw)
-    scale = None
-    if isinstance(V, FactoredSecondMoment):
-        row_scale, column_scale = folded_scales(V, epsilon=config.epsilon)
-        left, right = (left * row_scale).float(), (right * column_scale).float()
-    elif V is not None:
-        scale = _dense_scale(V, config.epsilon).to(device)
-    return MatrixProjection(matrix.module, matrix.shape, left.to(device), right.to(device), scale)
-
-
-def _dense_scale(V: SecondMoment, epsilon: float) -> Tensor:
-    full = V if isinstance(V, FullSecondMoment) else FullSecondMoment(dense(V))
-    return inverse_root(full, epsilon=epsilon).float()
+def _projection(matrix: WeightMatrix, correction: Correction | None, config: GradientConfig) -> MatrixProjection:
+    left = right = None
+    if config.projection == "two_sided":
+        draw = {"seed": config.seed, "matrix_name": matrix.name, "projection_dim": config.projection_dim}
+        left, right = (
+            gaussian_projection(side=side, input_dim=dim, **draw)
+            for side, dim in zip(("left", "right"), matrix.shape, strict=True)
+        )
+    correction = correction or Uncorrected(matrix.shape)
+    return correction.projection(matrix.module, left, right, floors=floors(config))
 
 
 _lock = threading.Lock()

@@ -9,6 +9,8 @@ from trackstar.tasks.models.checkpoint_files import Checkpoint
 from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.runtime.settings import Option, Settings
 
+ADDED_SETTINGS = ("parameters",)  # since the first indexes, which are those of the defaults
+
 
 class ModelConfig(Settings):
     """How the model is run."""
@@ -27,10 +29,21 @@ class ModelConfig(Settings):
 
 
 class GradientConfig(Settings):
-    """Which gradients are taken and how they are projected."""
+    """Which gradients are taken, what they are corrected by, and how they are projected."""
 
     model_config = ConfigDict(title="Gradients")
 
+    correction: Literal["v", "kfac", "ekfac", "none"] = Field(
+        "v",
+        description="v: divided by √V; kfac: half-whitened on both sides by Kronecker factors of the Fisher matrix; "
+        "ekfac: by variances in their eigenbases; none: left as they are.",
+    )
+    factor_damping: float = Field(
+        0.01, gt=0, description="Added to each Kronecker factor, relative to its mean eigenvalue; kfac and ekfac only."
+    )
+    parameters: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention", "mlp"), min_length=1, description="Which weight matrices of the decoder layers."
+    )
     projection: Literal["two_sided", "none"] = Field(
         "two_sided", description="two_sided: random L G Rᵀ per matrix; none: whole gradients, for small models."
     )
@@ -44,9 +57,24 @@ class GradientConfig(Settings):
     epsilon: float = Field(1e-8, gt=0, lt=1, description="Floor of √V, relative to the root of V's mean.")
     seed: Annotated[int, Option("--seed")] = Field(0, ge=0, description="Seed of all that is drawn at random.")
 
+    @property
+    def has_kronecker_factors(self) -> bool:
+        return self.correction in ("kfac", "ekfac")
+
+    def identity(self) -> dict[str, Any]:
+        """What determines a gradient, without what takes no part: an index keeps its shards when a setting is added."""
+        unused = {"correction", "factor_damping"} if not self.has_kronecker_factors else set()
+        added = {name for name in ADDED_SETTINGS if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=unused | added)
+
 
 class EngineSpec(BaseModel):
-    """All that determines a gradient: the checkpoint, how it is run, V, and the projection."""
+    """All that determines a gradient: the checkpoint, how it is run, its correction, and the projection.
+
+    Attributes:
+        second_moment: V, which corrects gradients or, beside another correction, the steps of tail-patch alone.
+        kronecker: What K-FAC or EK-FAC was estimated as, one artifact after another.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +83,19 @@ class EngineSpec(BaseModel):
     model: ModelConfig
     gradient: GradientConfig
     second_moment: Artifact | None
+    kronecker: tuple[Artifact, ...] = ()
+
+    @property
+    def corrected_by(self) -> tuple[Artifact, ...]:
+        """What is kept of the correction of gradients."""
+        if self.gradient.has_kronecker_factors:
+            return self.kronecker
+        return (self.second_moment,) if self.second_moment and self.gradient.correction == "v" else ()
+
+    def uncorrected(self) -> "EngineSpec":
+        """The same gradients as they are."""
+        gradient = self.gradient.model_copy(update={"correction": "none"})
+        return self.model_copy(update={"gradient": gradient, "second_moment": None, "kronecker": ()})
 
     def inputs(self) -> dict[str, Any]:
         """What of it determines bytes: neither the device nor the size of a batch."""
@@ -62,8 +103,9 @@ class EngineSpec(BaseModel):
             "checkpoint": self.checkpoint.digest,
             "dtype": self.model.dtype,
             "context_tokens": self.model.context_tokens,
-            "gradient": self.gradient.model_dump(),
-            "second_moment": self.second_moment and self.second_moment.digest,
+            "gradient": self.gradient.identity(),
+            "second_moment": V.digest if (V := self.second_moment) and self.gradient.correction == "v" else None,
+            **({"kronecker": [artifact.digest for artifact in self.kronecker]} if self.kronecker else {}),
         }
 
 

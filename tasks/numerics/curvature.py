@@ -72,13 +72,17 @@ def damped_factor(R: Float[ndarray, "d d"], *, damping: float) -> Float[ndarray,
     return C
 
 
-def whiten(C: Float[ndarray, "d d"], vectors: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
-    """Return ψ = C^-1 φ for each row φ."""
+def whiten(C: Float[ndarray, "d d"] | float, vectors: Float[ndarray, "n d"]) -> Float[ndarray, "n d"]:
+    """Return ψ = C^-1 φ for each row φ; a number c stands for c I."""
+    if isinstance(C, float):
+        return vectors.astype(np.float64) / C
     return scipy.linalg.solve_triangular(C, vectors.T.astype(np.float64), lower=True, check_finite=False).T
 
 
-def solve_transposed(C: Float[ndarray, "d d"], V: Float[ndarray, "d r"]) -> Float[ndarray, "d r"]:
+def solve_transposed(C: Float[ndarray, "d d"] | float, V: Float[ndarray, "d r"]) -> Float[ndarray, "d r"]:
     """Return C^-T V, the columns whose product with φ is that of V with ψ."""
+    if isinstance(C, float):
+        return V / C
     return scipy.linalg.solve_triangular(C, V, lower=True, trans="T", check_finite=False)
 
 

@@ -6,12 +6,12 @@
     L G Rᵀ = Σ_t (L δ_t)(R x_t)ᵀ    [k k]
 
 Activations are projected in the forward pass and output gradients in the backward pass; one batched product per
-matrix remains. A second moment that does not factor cannot be folded into L and R: then G is formed, a few examples
-at a time, and divided.
+matrix remains. What of a correction does not factor cannot be folded into L and R: then G is formed, a few examples
+at a time, and multiplied element by element, in another basis where the correction turns it first.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,21 +24,29 @@ FORMED_GRADIENT_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class MatrixProjection:
-    """How one matrix's gradient becomes its share of a block's vector: ``L (G ⊙ S) Rᵀ``, flattened.
+    """How one matrix's gradient becomes its share of a block's vector: ``L ((U G Wᵀ) ⊙ S) Rᵀ``, flattened.
 
     Attributes:
         module: Path of the module that owns the matrix.
         shape: (m, n).
-        left: L [k m], or None for the identity.
-        right: R [k n], or None for the identity.
-        scale: S [m n] = 1/√V where it is not folded into L and R, else None.
+        left: L [p m], or None for the identity.
+        right: R [q n], or None for the identity.
+        scale: S [m n], what of a correction is not folded into L and R, or None.
+        left_turn: U [m m], or None for the identity; only beside a scale.
+        right_turn: W [n n], or None for the identity; only beside a scale.
     """
 
     module: str
     shape: tuple[int, int]
-    left: Float[Tensor, "k m"] | None = None
-    right: Float[Tensor, "k n"] | None = None
+    left: Float[Tensor, "p m"] | None = None
+    right: Float[Tensor, "q n"] | None = None
     scale: Float[Tensor, "m n"] | None = None
+    left_turn: Float[Tensor, "m m"] | None = None
+    right_turn: Float[Tensor, "n n"] | None = None
+
+    def to(self, device: torch.device) -> "MatrixProjection":
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
 
     @property
     def num_dims(self) -> int:
@@ -113,9 +121,8 @@ class _GradientTap:
         self._matrix = matrix
 
     def keep(self, activations: Float[Tensor, "b t n"]) -> Float[Tensor, "b t _"]:
-        if not self._matrix.is_separable:
-            return activations
-        return activations @ self._matrix.right.T.to(activations.dtype)
+        right = self._matrix.right if self._matrix.is_separable else self._matrix.right_turn
+        return activations if right is None else activations @ right.T.to(activations.dtype)
 
     def receive(self, kept: Float[Tensor, "b t _"], output_gradients: Float[Tensor, "b t m"]) -> None:
         if self._matrix.is_separable:
@@ -127,6 +134,8 @@ class _GradientTap:
     def _receive_formed(self, activations: Float[Tensor, "b t n"], output_gradients: Float[Tensor, "b t m"]) -> None:
         """Form G [m n] of as many examples at a time as the memory bound allows."""
         m, n = self._matrix.shape
+        if self._matrix.left_turn is not None:
+            output_gradients = output_gradients @ self._matrix.left_turn.T.to(output_gradients.dtype)
         size = max(1, FORMED_GRADIENT_BYTES // (4 * m * n))
         for start in range(0, len(self.target), size):
             rows = slice(start, start + size)

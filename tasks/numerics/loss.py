@@ -6,10 +6,13 @@ Loss = Σ_t −log softmax(z_t)[token_{t+1}]   over the chosen tokens: a sum, ne
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from trackstar.tasks.numerics.labels import Labels
 
 LOGITS_CHUNK_BYTES = 1 << 26
 CPU_CHUNK_TOKENS = 256  # enough for the head's products; more only leave the cache before they are used again
@@ -31,20 +34,25 @@ class TokenLoss:
         self._soft_cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.is_chunked = self._head is not None and self._head_alone_gives_logits()
 
-    def backward(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    def backward(
+        self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"], *, labels: Labels | None = None
+    ) -> Float[Tensor, " b"]:
         """Sum the loss over the chosen tokens of each row and back-propagate it; return the sums in float64.
 
         Args:
             tokens: Token ids, padded on the right: causal attention keeps padding from reaching real tokens, so no
                 attention mask is needed.
             chosen: Which tokens' losses count. The first token of a row is predicted from nothing and cannot.
+            labels: What the model should have said there instead of the tokens, from its logits and the places of the
+                tokens (row, position).
         """
-        states, targets, rows = self._states(tokens, chosen)
+        states, targets, places = self._states(tokens, chosen)
         losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         gradient = torch.empty_like(states)
         for part in self._chunks(states):
-            token_losses, gradient[part] = self._loss_and_gradient(states[part].detach(), targets[part])
-            losses.index_add_(0, rows[part], token_losses.double())
+            wanted = _Wanted(targets[part], places[part], labels)
+            token_losses, gradient[part] = self._loss_and_gradient(states[part].detach(), wanted)
+            losses.index_add_(0, places[part, 0], token_losses.double())
         if len(states):
             states.backward(gradient)
         return losses
@@ -52,29 +60,30 @@ class TokenLoss:
     @torch.no_grad()
     def sums(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
         """The same sums without a backward pass."""
-        states, targets, rows = self._states(tokens, chosen)
+        states, targets, places = self._states(tokens, chosen)
         losses = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         for part in self._chunks(states):
             logits = self._logits(states[part]) if self.is_chunked else states[part]
-            losses.index_add_(0, rows[part], token_losses(logits, targets[part])[0].double())
+            losses.index_add_(0, places[part, 0], token_losses(logits, targets[part])[0].double())
         return losses
 
     def _states(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What predicts each chosen token (hidden state, or logits), that token, and the row it is in."""
+        """What predicts each chosen token (hidden state, or logits), that token, and its row and position."""
         is_target = chosen[:, 1:]
         if self.is_chunked:
             states = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         else:
             states = self._model(input_ids=tokens, use_cache=False).logits
-        return states[:, :-1][is_target], tokens[:, 1:][is_target], is_target.nonzero()[:, 0]
+        places = is_target.nonzero() + torch.tensor([0, 1], device=tokens.device)
+        return states[:, :-1][is_target], tokens[:, 1:][is_target], places
 
-    def _loss_and_gradient(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_gradient(self, states: Tensor, wanted: "_Wanted") -> tuple[Tensor, Tensor]:
         """The losses of some tokens, and the gradient of their sum by the states."""
         if not self.is_chunked:
-            return token_losses(states, targets)
+            return token_losses(states, wanted(states))
         leaf = states.requires_grad_()
         logits = self._logits(leaf)
-        losses, gradient = token_losses(logits.detach(), targets)
+        losses, gradient = token_losses(logits.detach(), wanted(logits.detach()))
         return losses, torch.autograd.grad(logits, leaf, gradient.to(logits.dtype))[0]
 
     def _chunks(self, states: Tensor) -> Iterator[slice]:
@@ -98,6 +107,17 @@ class TokenLoss:
             return False
         ours = self._logits(hidden).float()
         return ours.shape == whole.shape and bool((ours - whole).norm() <= PROBE_TOLERANCE * whole.norm())
+
+
+class _Wanted(NamedTuple):
+    """What some logits should have said: the tokens that are there, or labels drawn from the logits."""
+
+    targets: Tensor
+    places: Tensor
+    labels: Labels | None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return self.targets if self.labels is None else self.labels(logits, self.places)
 
 
 def token_losses(

@@ -1,7 +1,7 @@
 """Influence scores for every mixing weight at once, from one low-rank pass over the corpus.
 
     φ  [d]      projected gradient of a candidate        Q        number of queries
-    C  [d d]    C Cᵀ = damped R_train                    ψ = C^-1 φ
+    C  [d d]    C Cᵀ = damped R_train, or √s of s I      ψ = C^-1 φ
     Ψ  [Q d]    train-whitened query gradients           R̃_eval = ΨᵀΨ / Q = V diag(s) Vᵀ,  V [d r], r ≤ Q
 
 In the basis where R_train is whitened R = (1-λ) I + λ R̃_eval, so with t = Vᵀψ = (C^-T V)ᵀ φ
@@ -42,15 +42,14 @@ class QueryBasis:
     coordinates: Float[ndarray, "q r"]
 
 
-def query_basis(C: Float[ndarray, "d d"] | None, query_vectors: Float[ndarray, "q d"]) -> QueryBasis:
-    """Decompose R̃_eval = ΨᵀΨ / Q. Without C, nothing is whitened: ψ = φ."""
-    phi = query_vectors.astype(np.float64)
-    psi = phi if C is None else whiten(C, phi)
+def query_basis(C: Float[ndarray, "d d"] | float | None, query_vectors: Float[ndarray, "q d"]) -> QueryBasis:
+    """Decompose R̃_eval = ΨᵀΨ / Q. A number c stands for C = c I; without C, nothing is whitened: ψ = φ."""
+    C = 1.0 if C is None else C
+    psi = whiten(C, query_vectors)
     U, sigma, Vt = np.linalg.svd(psi, full_matrices=False)
     kept = sigma > max(psi.shape) * np.finfo(np.float64).eps * sigma[0]
     U, sigma, V = U[:, kept], sigma[kept], Vt[kept].T
-    readout = V if C is None else solve_transposed(C, V)
-    return QueryBasis(readout, sigma**2 / len(psi), U * sigma)
+    return QueryBasis(solve_transposed(C, V), sigma**2 / len(psi), U * sigma)
 
 
 class Readout:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from trackstar.tasks.numerics.experts import Receiver, TappedExperts, starts_graph
+from trackstar.tasks.numerics.labels import Labels
 from trackstar.tasks.numerics.linear_maps import first_result
 from trackstar.tasks.numerics.loss import TokenLoss
 
@@ -57,22 +58,25 @@ class TappedModel:
         for experts in self._experts:
             experts.remove()
 
-    def backward(self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
-        """Run one batch, padded on the right; return each row's loss summed over its chosen tokens."""
+    def backward(
+        self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"], *, labels: Labels | None = None
+    ) -> Float[Tensor, " b"]:
+        """Run one batch, padded on the right; return each row's loss summed over its chosen tokens, or labels there."""
         assert self._handles, "a tapped model is used inside its context"
         self._num_rows = len(tokens)
         with torch.enable_grad():
-            return self._loss.backward(tokens, chosen)
+            return self._loss.backward(tokens, chosen, labels=labels)
 
     def _hook(self, tap: Tap):
         def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple) -> Tensor | tuple:
             # Some layers see [b·t n]; rows are consecutive there, so both views are the same memory.
-            kept = tap.keep(inputs[0].detach().reshape(self._num_rows, -1, inputs[0].shape[-1]))
+            rows = self._num_rows
+            kept = tap.keep(inputs[0].detach().reshape(rows, -1, inputs[0].shape[-1]))
             result = first_result(output)
             if not result.requires_grad:
                 result = result.detach().requires_grad_()
                 output = result.clone()  # a layer may write into what it gets, which it could not into a leaf
-            result.register_hook(lambda gradient: tap.receive(kept, gradient.reshape(*kept.shape[:2], -1)))
+            result.register_hook(lambda gradient: tap.receive(kept, gradient.reshape(rows, -1, gradient.shape[-1])))
             return output
 
         return forward

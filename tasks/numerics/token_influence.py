@@ -99,7 +99,7 @@ class _TokenTap:
             self.target[..., query] += ((left @ self._matrix_readout(readout)) * right).sum(-1)
 
     def _matrix_readout(self, readout: Float[Tensor, " d"]) -> Float[Tensor, "_ _"]:
-        """W [k k]; where δ and x stay whole, what it is for them: S ⊙ (Lᵀ W R) [m n]."""
+        """W [k k]; where δ and x stay whole, what it is for them: Uᵀ (S ⊙ (Lᵀ W R)) W' [m n]."""
         matrix = self._matrix
         shape = matrix.shape if matrix.left is None else (len(matrix.left), len(matrix.right))
         W = readout.double().view(shape)
@@ -107,4 +107,7 @@ class _TokenTap:
             return W
         if matrix.left is not None:
             W = matrix.left.double().T @ W @ matrix.right.double()
-        return W if matrix.scale is None else W * matrix.scale.double()
+        W = W if matrix.scale is None else W * matrix.scale.double()
+        if matrix.left_turn is not None:
+            W = matrix.left_turn.double().T @ W @ matrix.right_turn.double()
+        return W

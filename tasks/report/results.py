@@ -1,7 +1,7 @@
 """The steps from an index and queries to a ranking, and what is written about a run."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,12 +15,15 @@ from trackstar.storage.queries import Query, queries_digest
 from trackstar.storage.results import write_proponents, write_run
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
-from trackstar.tasks.index.index_file import require_autocorrelation
+from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.index.index_file import factor_facts, require_autocorrelation
+from trackstar.tasks.index.norms import has_norms, mean_squares
 from trackstar.tasks.models.checkpoint import read_checkpoint
 from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.report.artifacts import proponents_markdown, publish_proponents, publish_spectrum
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
+from trackstar.tasks.scoring.settings import DAMPING
 from trackstar.tasks.scoring.spectra import spectra_markdown
 from trackstar.tasks.scoring.whitening import (
     FactorRequest,
@@ -64,19 +67,45 @@ def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, metho
     """What is to be scored, after the stages that every query set shares: factors, spectrum and norms."""
     config.check()
     common = {"index": str(index.path), "shards": index.shards, "tombstones": index.tombstones, "dask": dask}
+    if index.is_flat:
+        return _flat_request(index, encoded, config, method=method, common=common)
+    config = config.model_copy(update={"damping": DAMPING if config.damping is None else config.damping})
     R = index.autocorrelation if config.whitening != "none" else None
     require_autocorrelation(index, config.whitening)
     spectrum = R and write_spectrum(SpectrumRequest(autocorrelation=R, **common))
     factors = R and write_factors(
         FactorRequest(index=str(index.path), autocorrelation=R, damping=config.damping, dask=dask)
     )
+    norms = TrainNormsRequest(factors=factors, **common)
     return ScoreRequest(
         method=method,
         config=config,
         queries=encoded,
         factors=factors,
         spectrum=spectrum,
-        train_norms=write_train_norms(TrainNormsRequest(factors=factors, **common)),
+        train_norms=None if R is None and has_norms(index.shards) else write_train_norms(norms),
+        **common,
+    )
+
+
+def _flat_request(
+    index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, common: Mapping[str, Any]
+) -> ScoreRequest:
+    """What is to be scored where R_train is s I: there is nothing to prepare."""
+    if config.damping is not None:
+        raise InputError(
+            f"damping is {config.damping:g}, and {index.path} has no R_train that it could be added to; leave out "
+            "--damping, or index with --autocorrelation on"
+        )
+    squares = mean_squares(IndexedShards(**common)) if config.whitening != "none" else None
+    return ScoreRequest(
+        method=method,
+        config=config,
+        queries=encoded,
+        factors=None,
+        spectrum=None,
+        train_norms=None,
+        mean_squares=squares,
         **common,
     )
 
@@ -113,6 +142,7 @@ def run_record(
         "model": index.engine.model.model_dump(),
         "gradient": index.engine.gradient.model_dump(),
         "second_moment": index.engine.second_moment and index.engine.second_moment.facts["mode"],
+        "factors": dict(factor_facts(index.engine.kronecker)),
         "num_documents": index.total("num_documents"),
         "num_withdrawn": index.num_withdrawn,
         "num_quarantined": index.total("num_quarantined"),
@@ -128,6 +158,7 @@ def run_record(
             "shards": [shard.digest for shard in index.shards],
             "autocorrelation": index.autocorrelation and index.autocorrelation.digest,
             "second_moment": index.engine.second_moment and index.engine.second_moment.digest,
+            "kronecker": [artifact.digest for artifact in index.engine.kronecker],
             "rankings": [ranking.digest for ranking in rankings],
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -9,7 +9,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 
-from trackstar.tasks.terminal_line import step
+from trackstar.tasks.runtime.terminal_line import step
 
 LOG_INTERVAL_S = 10.0
 

@@ -18,7 +18,7 @@ from prefect_dask import DaskTaskRunner
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.runtime.dask import LOCAL, connect
 from trackstar.tasks.runtime.stage import Stage, StageRequest, finished, gather
-from trackstar.tasks.terminal_line import step
+from trackstar.tasks.runtime.terminal_line import step
 
 
 def compute_shards(stage: Stage, requests: Sequence[StageRequest], *, where: str) -> list[Artifact]:

@@ -26,7 +26,7 @@ from trackstar.storage.errors import StorageError
 from trackstar.storage.layout import artifact_directory
 from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
-from trackstar.tasks.terminal_line import step
+from trackstar.tasks.runtime.terminal_line import step
 
 CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
 NUM_RETRIES = 3

@@ -123,7 +123,7 @@ def _shingles(text: str) -> frozenset[str]:
 
 
 def _bases(request: ScoreRequest) -> dict[str, Any]:
-    return query_bases(request, request.factors and request.factors.path(request.index), read_query_vectors(request))
+    return query_bases(request, request.train_whitening, read_query_vectors(request))
 
 
 def _chosen_scores(

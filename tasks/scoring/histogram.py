@@ -18,7 +18,6 @@ from trackstar.storage.layout import (
     QUERIES,
     QUERY_VECTORS,
     RANKING,
-    artifact_path,
 )
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
@@ -33,6 +32,7 @@ from trackstar.tasks.numerics.scores import QueryBasis
 from trackstar.tasks.runtime.dask import compute, part, tree_merge
 from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.score_pass import Pass, ScoreConfig, query_bases, shard_influences
+from trackstar.tasks.scoring.whitening import TrainWhitening
 
 NUM_BINS = 40
 EVIDENCE_SCHEMA = {"query_id": pl.String, "candidate_id": pl.String, "score": pl.Float64}
@@ -96,12 +96,10 @@ def count_scores(request: HistogramRequest, draft: Draft) -> None:
     """Write query_id, low, high, counts; and query_id, candidate_id, score of the evidence."""
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
     facts = request.ranking.facts
-    bases = query_bases(
-        request,
-        facts["factors"] and artifact_path(request.index, facts["factors"]),
-        read_arrays(request.queries.path(request.index), QUERY_VECTORS),
-    )
-    common = Pass(artifact_path(request.index, facts["train_norms"]), (facts["mixing_weight"],), request.config)
+    whitening = TrainWhitening.of_ranking(facts, request.index)
+    query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS, order=request.block_dims)
+    bases = query_bases(request, whitening, query_vectors)
+    common = Pass(whitening, (facts["mixing_weight"],), request.config)
     counting = _counting(request, query_ids)
     candidates = Candidates(request.shards, request.index, request.tombstones)
     parts = [

@@ -24,13 +24,19 @@ from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.rankings import result_table
 from trackstar.tasks.scoring.settings import ScoreConfig
 from trackstar.tasks.scoring.spectra import eval_facts, train_facts
-from trackstar.tasks.scoring.whitening import read_factor, read_norms
+from trackstar.tasks.scoring.whitening import TrainWhitening
 
 Rankings = dict[tuple[int, str], Ranked]  # by number of the mixing weight, and PROPONENT or OPPONENT
 
 
 class ScoreRequest(IndexedShards):
-    """One query set to be scored against one index."""
+    """One query set to be scored against one index.
+
+    Attributes:
+        train_norms: ‖ψ‖² of every document, where its shard's ‖φ‖² are not enough.
+        factors: Of R_train.
+        mean_squares: s of every block, where R_train is s I.
+    """
 
     kind: ClassVar[str] = "rankings"
     version: ClassVar[int] = 5
@@ -38,9 +44,10 @@ class ScoreRequest(IndexedShards):
     method: str
     config: ScoreConfig
     queries: Artifact
-    train_norms: Artifact
+    train_norms: Artifact | None
     factors: Artifact | None
     spectrum: Artifact | None
+    mean_squares: dict[str, float] | None = None
 
     @property
     def label(self) -> str:
@@ -53,13 +60,19 @@ class ScoreRequest(IndexedShards):
             "config": self.config.model_dump(),
             "queries": self.queries.digest,
             "factors": self.factors and self.factors.digest,
+            **({"mean_squares": self.mean_squares} if self.mean_squares else {}),
         }
+
+    @property
+    def train_whitening(self) -> TrainWhitening:
+        factors, norms = (artifact and artifact.path(self.index) for artifact in (self.factors, self.train_norms))
+        return TrainWhitening(factors, self.mean_squares, norms)
 
 
 class Pass(NamedTuple):
     """What one pass over the store needs to know, the same for every shard."""
 
-    train_norms: UPath
+    train_whitening: TrainWhitening
     mixing_weights: tuple[float, ...]
     config: ScoreConfig
 
@@ -89,8 +102,9 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "spectrum": request.spectrum and request.spectrum.name,
         "queries": request.queries.name,
         "factors": request.factors and request.factors.name,
-        "train_norms": request.train_norms.name,
-        "spectra": _spectra_facts(spectra, request.config.damping),
+        "train_norms": request.train_norms and request.train_norms.name,
+        **({"mean_squares": request.mean_squares} if request.mean_squares else {}),
+        "spectra": _spectra_facts(spectra, request),
     }
 
 
@@ -114,7 +128,7 @@ def _rank(
     request: ScoreRequest, candidates: Candidates, query_vectors: Mapping[str, ndarray], weights: Mapping[str, float]
 ) -> dict[tuple[str, str], Ranked]:
     """One pass over all shards: the rankings by method, and PROPONENT or OPPONENT."""
-    bases = query_bases(request, request.factors and request.factors.path(request.index), query_vectors)
+    bases = query_bases(request, request.train_whitening, query_vectors)
     common = pass_of(request, weights)
     parts = [
         part(_rank_shard, path, common, bases, start, candidates.withdrawn.get(path))
@@ -127,7 +141,7 @@ def _rank(
 
 def pass_of(request: ScoreRequest, weights: Mapping[str, float]) -> Pass:
     """What every shard of this request's pass is told."""
-    return Pass(request.train_norms.path(request.index), tuple(weights.values()), request.config)
+    return Pass(request.train_whitening, tuple(weights.values()), request.config)
 
 
 def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
@@ -135,13 +149,16 @@ def _spectra(request: ScoreRequest, query_vectors: Mapping[str, ndarray]) -> dic
     found = {}
     if request.spectrum is not None:
         found["R_train"] = read_arrays(request.spectrum.path(request.index), SPECTRUM, order=request.block_dims)
+    elif request.mean_squares is not None:
+        found["R_train"] = {block: np.full(request.block_dims[block], s) for block, s in request.mean_squares.items()}
     if request.config.whitening == "mixed":
         found["R_eval"] = {block: mixing.eval_spectrum([rows]) for block, rows in query_vectors.items()}
     return found
 
 
-def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float) -> dict[str, Any]:
-    facts = {"R_train": train_facts(spectra["R_train"], damping)} if "R_train" in spectra else {}
+def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], request: ScoreRequest) -> dict[str, Any]:
+    """What there is to say of both matrices: nothing of a flat one, which its mean squares are."""
+    facts = {"R_train": train_facts(spectra["R_train"], request.config.damping)} if request.spectrum else {}
     return {**facts, "R_eval": eval_facts(spectra["R_eval"])} if "R_eval" in spectra else facts
 
 
@@ -161,13 +178,15 @@ def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, nda
         raise InputError(str(error)) from error
 
 
-def query_bases(request: IndexedShards, factors: UPath | None, query_vectors: Mapping[str, ndarray]) -> dict[str, Any]:
+def query_bases(
+    request: IndexedShards, whitening: TrainWhitening, query_vectors: Mapping[str, ndarray]
+) -> dict[str, Any]:
     """Every block's basis, to be computed on the workers and kept there: each shard needs all of them."""
-    return {block: part(_basis, factors, block, query_vectors[block]) for block in request.block_dims}
+    return {block: part(_basis, whitening, block, query_vectors[block]) for block in request.block_dims}
 
 
-def _basis(factors: UPath | None, block: str, query_vectors: ndarray) -> scores.QueryBasis:
-    return scores.query_basis(read_factor(factors, block), query_vectors)
+def _basis(whitening: TrainWhitening, block: str, query_vectors: ndarray) -> scores.QueryBasis:
+    return scores.query_basis(whitening.factor(block), query_vectors)
 
 
 def _rank_shard(
@@ -198,7 +217,7 @@ def shard_influences(
 ) -> Iterator[tuple[ndarray, ndarray]]:
     """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
     reader = GradientReader(path)
-    train_norms, norms = read_norms(common.train_norms, path)
+    train_norms, norms = common.train_whitening.document_norms(path)
     readouts = [scores.Readout(basis) for basis in bases.values()]
     for start, stop in reader.windows():
         coordinates = [

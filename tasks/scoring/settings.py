@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field
 from trackstar.storage.errors import InputError
 from trackstar.tasks.runtime.settings import Settings
 
+DAMPING = 0.1  # of R_train, where none is given
+
 Whitening = Literal["mixed", "train", "none"]
 
 
@@ -24,7 +26,9 @@ class ScoreConfig(Settings):
     mixing_weights: tuple[float, ...] = Field(
         (), description="Further λ, scored in the same pass; their results are those of the method NAME@λ."
     )
-    damping: float = Field(0.1, ge=0, description="Added to R_train, relative to its mean eigenvalue.")
+    damping: float | None = Field(
+        None, ge=0, description=f"Added to R_train, relative to its mean eigenvalue; by default {DAMPING:g}."
+    )
     unit_norm: bool = Field(True, description="Whether encodings have length 1, so that scores are cosines.")
     top_k: int = Field(10, ge=0, description="Proponents and opponents of each query; 0: every candidate.")
 

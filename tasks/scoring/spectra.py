@@ -43,7 +43,7 @@ def known_reports(index: UPath, autocorrelation: Artifact) -> Iterator[tuple[flo
 def spectra_markdown(facts: Mapping[str, Any]) -> str:
     """One method's spectra and λ, as Markdown."""
     train, evaluation = facts["spectra"].get("R_train"), facts["spectra"].get("R_eval")
-    lines = [f"λ = {facts['mixing_weight']:.6g}, {_choice(facts)}; damping {facts['damping']:g}.", ""]
+    lines = [f"λ = {facts['mixing_weight']:.6g}, {_choice(facts)}; {damping_words(facts)}.", ""]
     if evaluation:
         lines += [f"R_eval: rank {evaluation['rank']}, effective rank {evaluation['effective_rank']}.", ""]
     if train:
@@ -51,6 +51,11 @@ def spectra_markdown(facts: Mapping[str, Any]) -> str:
         lines += ["|-|-|-|-|-|-|"]
         lines += [_row(name, block) for name, block in {"all": train, **train["blocks"]}.items()]
     return "\n".join(lines)
+
+
+def damping_words(facts: Mapping[str, Any]) -> str:
+    """What was added to R_train, or that there was none to add to."""
+    return "R_train flat" if facts["damping"] is None else f"damping {facts['damping']:g}"
 
 
 def _choice(facts: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from numpy import ndarray
 
-from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE, artifact_path
+from trackstar.storage.layout import QUERIES, QUERY_VECTORS, RANKING, TOKEN_INFLUENCE
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import PROPONENT
@@ -24,7 +24,7 @@ from trackstar.tasks.numerics.token_influence import TokenInfluence, candidate_n
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.score_pass import ScoreConfig
-from trackstar.tasks.scoring.whitening import read_factor
+from trackstar.tasks.scoring.whitening import TrainWhitening
 
 SCHEMA = {
     "query_id": pl.String,
@@ -115,15 +115,15 @@ def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequenc
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
     facts = request.ranking.facts
-    weight, factors = facts["mixing_weight"], facts["factors"] and artifact_path(request.index, facts["factors"])
+    weight, whitening = facts["mixing_weight"], TrainWhitening.of_ranking(facts, request.index)
     num_queries = request.queries.facts["num_queries"]
     blocks, m_norms, q_norms = {}, np.zeros(len(sequences)), np.zeros(num_queries)
     for block, phi in vectors.items():
-        C = read_factor(factors, block)
+        C = whitening.factor(block)
         basis = query_basis(C, query_vectors[block])
         blocks[block], norms = query_readout(basis, range(num_queries), mixing_weight=weight)
         q_norms += norms
-        psi_norms = squared_norms(phi if C is None else whiten(C, phi))
+        psi_norms = squared_norms(whiten(C, phi))
         m_norms += candidate_norms(phi, psi_norms, basis, mixing_weight=weight)
     product = np.sqrt(np.outer(m_norms, q_norms))
     return _Readouts(blocks, product if request.unit_norm else np.ones_like(product))

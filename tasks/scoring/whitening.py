@@ -3,19 +3,20 @@
 A new query set then costs one pass over the store; a new damping costs factors and norms, and no gradient.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from upath import UPath
 
 from trackstar.storage.gradients import GradientReader
-from trackstar.storage.layout import FACTORS, MATRICES, SPECTRUM, norms_file
+from trackstar.storage.layout import FACTORS, MATRICES, SPECTRUM, artifact_path, norms_file
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays, write_arrays
 from trackstar.storage.triangles import create_triangles, read_lower, write_lower
 from trackstar.tasks.index.curvature import IndexedShards, ShardRows, block_factor, block_rows, used_rows
+from trackstar.tasks.index.norms import read_document_norms
 from trackstar.tasks.numerics import curvature
 from trackstar.tasks.runtime.dask import compute, part
 from trackstar.tasks.runtime.stage import StageRequest, stage
@@ -116,15 +117,39 @@ def write_train_norms(request: TrainNormsRequest, draft: Draft) -> None:
     compute(parts, where=request.dask)
 
 
-def read_factor(factors: UPath | None, block: str) -> ndarray | None:
-    """C of one block, or None where nothing is whitened."""
-    return None if factors is None else read_lower(factors, FACTORS, block)
+class TrainWhitening(NamedTuple):
+    """R_train as scores take it: by factors, as s I of every block, or not at all.
 
+    Attributes:
+        factors: C of damped R_train.
+        mean_squares: s by block, in the order of the blocks, where R_train is flat.
+        norms: ‖ψ‖² and ‖φ‖² by shard, where the shards' own ‖φ‖² are not enough.
+    """
 
-def read_norms(train_norms: UPath, shard: UPath) -> tuple[ndarray, ndarray]:
-    """‖ψ‖² and ‖φ‖² of a shard's documents, one column a block."""
-    found = read_arrays(train_norms, norms_file(shard.name))
-    return found[TRAIN_NORMS], found[PLAIN_NORMS]
+    factors: UPath | None = None
+    mean_squares: dict[str, float] | None = None
+    norms: UPath | None = None
+
+    @classmethod
+    def of_ranking(cls, facts: Mapping[str, Any], index: str) -> "TrainWhitening":
+        """What a ranking was made with."""
+        named = (facts["factors"], facts["train_norms"])
+        factors, norms = (artifact_path(index, name) if name else None for name in named)
+        return cls(factors, facts.get("mean_squares"), norms)
+
+    def factor(self, block: str) -> ndarray | float:
+        """C of one block, or c for c I."""
+        if self.factors is not None:
+            return read_lower(self.factors, FACTORS, block)
+        return 1.0 if self.mean_squares is None else self.mean_squares[block] ** 0.5
+
+    def document_norms(self, shard: UPath) -> tuple[ndarray, ndarray]:
+        """‖ψ‖² and ‖φ‖² of a shard's documents, one column a block."""
+        if self.norms is not None:
+            found = read_arrays(self.norms, norms_file(shard.name))
+            return found[TRAIN_NORMS], found[PLAIN_NORMS]
+        plain = read_document_norms(shard)
+        return (plain if self.mean_squares is None else plain / list(self.mean_squares.values())), plain
 
 
 def _write_block_factor(autocorrelation: UPath, block: str, damping: float, target: UPath) -> None:
@@ -143,7 +168,7 @@ def _spectrum(rows: Sequence[ShardRows], autocorrelation: UPath, block: str, num
 
 def _block_norms(shards: Sequence[UPath], factors: UPath | None, block: str) -> list[tuple[ndarray, ndarray]]:
     """‖ψ‖² and ‖φ‖² of the documents of each shard."""
-    C = read_factor(factors, block)
+    C = None if factors is None else read_lower(factors, FACTORS, block)
     return [_shard_norms(shard, C, block) for shard in shards]
 
 

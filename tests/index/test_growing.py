@@ -16,10 +16,12 @@ from trackstar.tasks.index import curvature
 from trackstar.tasks.index.curvature import (
     AutocorrelationRequest,
     GramRequest,
+    IndexedShards,
     closed_groups,
     read_autocorrelation,
     used_rows,
 )
+from trackstar.tasks.index.norms import mean_squares
 from trackstar.tasks.index.withdrawals import TombstoneRequest, new_withdrawal, write_tombstones
 from trackstar.tasks.runtime.stage import build
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
@@ -34,7 +36,7 @@ from trackstar.tasks.scoring.whitening import (
 
 IDS = [f"d{number}" for number in range(sum(SHARD_ROWS))]
 GONE = ("d1", "d7", "d8", "d20")
-CONFIG = ScoreConfig(mixing_weight=0.9, top_k=0)
+CONFIG = ScoreConfig(mixing_weight=0.9, damping=0.1, top_k=0)
 
 
 @pytest.fixture
@@ -112,6 +114,49 @@ def test_appending_and_withdrawing_gives_the_rankings_of_a_store_built_without_t
     # sums of other orders; float32 products of rows in other batches
     np.testing.assert_allclose(changed["score"], built["score"], atol=1e-6)
     assert not set(GONE) & set(changed["candidate_id"])
+
+
+@pytest.mark.parametrize("gone", [(), GONE])
+@pytest.mark.parametrize("whitening", ["mixed", "train"])
+def test_without_R_train_scores_are_those_of_the_definition_with_the_mean_square_of_what_is_left(
+    index, store, gradients, gone, whitening
+):
+    shards, queries = store
+    tombstones = withdraw(index, shards, gone) if gone else None
+    common = {"index": str(index), "shards": shards, "tombstones": tombstones}
+    squares = mean_squares(IndexedShards(**common))
+    documents = kept(gradients, gone)
+    for block, phi in documents.items():
+        assert squares[block] == pytest.approx(np.square(phi, dtype=np.float64).mean(), rel=1e-12)
+    request = ScoreRequest(
+        method="trackstar", config=ScoreConfig(mixing_weight=0.9, whitening=whitening, top_k=0), queries=queries,
+        factors=None, spectrum=None, train_norms=None, mean_squares=squares, **common,
+    )  # fmt: skip
+    found = scores(index, build(rank_candidates.body, request)).filter(pl.col("kind") == "proponent")
+    expected = influence(
+        documents.values(), gradients[1].values(), mixing_weight=0.9, whitening=whitening, is_flat=True
+    )
+    ids = [id_ for id_ in IDS if id_ not in gone]
+    for query in range(NUM_QUERIES):
+        by_id = dict(found.filter(pl.col("query_id") == f"q{query}").select("candidate_id", "score").iter_rows())
+        np.testing.assert_allclose([by_id[id_] for id_ in ids], expected[:, query], atol=1e-5)
+
+
+def test_lambda_is_where_the_flat_spectrum_and_that_of_R_eval_cross(index, store, gradients):
+    shards, queries = store
+    common = {"index": str(index), "shards": shards}
+    squares = mean_squares(IndexedShards(**common))
+    request = ScoreRequest(
+        method="trackstar", config=ScoreConfig(), queries=queries, factors=None, spectrum=None, train_norms=None,
+        mean_squares=squares, **common,
+    )  # fmt: skip
+    facts = build(rank_candidates.body, request).facts
+    train = sorted((s for block, s in squares.items() for _ in range(DIMS[block])), reverse=True)
+    singular = [np.linalg.svd(phi.astype(np.float64), compute_uv=False) for phi in gradients[1].values()]
+    evaluation = sorted((v**2 / NUM_QUERIES for values in singular for v in values), reverse=True)
+    at = facts["crossing_index"] - 1
+    assert facts["mixing_weight"] == pytest.approx(train[at] / (train[at] + evaluation[at]), rel=1e-9)
+    assert (facts["damping"], facts["factors"], facts["train_norms"]) == (None, None, None)
 
 
 def test_R_train_less_withdrawn_rows_is_that_of_the_rest_to_rounding(index, store, gradients):

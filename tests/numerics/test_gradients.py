@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT
 
 from tests import reference
 from trackstar.tasks.numerics import architecture, batching
-from trackstar.tasks.numerics.estimation import estimation_taps
+from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.loss import token_losses
 from trackstar.tasks.numerics.projection import gaussian_projection

@@ -56,6 +56,29 @@ def test_low_rank_scores_equal_the_dense_definition(seed, mixing_weight, damping
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mixing_weight=st.floats(0, 0.999),
+    num_queries=st.integers(1, 12),
+    whitening=st.sampled_from(["mixed", "train"]),
+    unit_norm=st.booleans(),
+)
+def test_scores_with_a_flat_R_train_equal_the_dense_definition(seed, mixing_weight, num_queries, whitening, unit_norm):
+    rng = np.random.default_rng(seed)
+    train, queries = _random_blocks(rng, num_train=20, num_queries=num_queries, dims=[30, 6])
+    train[0] *= 100  # blocks of different sizes, which s evens out
+    s = [float(np.square(t).mean()) for t in train]
+    bases = [scores.query_basis(value**0.5, q) for value, q in zip(s, queries, strict=True)]
+    norms = np.stack([curvature.squared_norms(t) / value for t, value in zip(train, s, strict=True)], axis=1)
+    coordinates = [t @ basis.readout for t, basis in zip(train, bases, strict=True)]
+    weight = mixing_weight if whitening == "mixed" else 0.0
+    got = scores.influence(coordinates, norms, bases, mixing_weight=weight, unit_norm=unit_norm)
+    settings_ = {"mixing_weight": mixing_weight, "whitening": whitening, "unit_norm": unit_norm, "is_flat": True}
+    expected = reference.influence(train, queries, **settings_)
+    np.testing.assert_allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+
+
 def test_candidate_equal_to_the_only_query_scores_one_even_near_mixing_weight_one():
     rng = np.random.default_rng(0)
     train, _ = _random_blocks(rng, num_train=50, num_queries=1, dims=[40])

@@ -19,6 +19,7 @@ from trackstar.storage.matrices import write_arrays
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autocorrelation
+from trackstar.tasks.index.norms import NormWriter
 from trackstar.tasks.numerics.scores import SCORE_ROUNDING
 from trackstar.tasks.runtime.stage import build
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
@@ -28,7 +29,7 @@ DIMS = {"attention.00": 6, "mlp.00": 4}
 SHARD_ROWS = (7, 0, 5, 9, 6)
 NUM_QUERIES = 3
 QUERY_SET = f"queries/{0:016x}"
-CONFIG = ScoreConfig(mixing_weight=0.9, top_k=4)
+CONFIG = ScoreConfig(mixing_weight=0.9, damping=0.1, top_k=4)
 SCORES_DONE, REDUCTION_DONE = "_rank_shard", "_write_block_autocorrelation"
 
 
@@ -61,6 +62,9 @@ def write_shard(index, name, rows, ids):
         writer = GradientWriter(draft.path, DIMS, max_rows=len(ids), chunk_rows=4)
         writer.append(rows)
         writer.close()
+        norms = NormWriter(list(DIMS), dtype="float32")
+        norms.append(rows)
+        norms.close(draft)
         write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": ids}, schema={"id": pl.String}))
         draft.facts |= {"num_documents": len(ids), "block_dims": DIMS}
     return reference_to(index, place)

@@ -5,8 +5,9 @@ import pytest
 from upath import UPath
 
 from trackstar.storage import gradients
+from trackstar.storage.codes import CODES
 from trackstar.storage.errors import CorruptionError
-from trackstar.storage.gradients import GradientReader, GradientWriter
+from trackstar.storage.gradients import GradientReader, GradientWriter, as_stored
 from trackstar.storage.manifest import Draft, write_manifest
 
 DIMS = {"attention.00": 6, "mlp.00": 4}
@@ -34,6 +35,14 @@ def test_float32_rows_come_back_bit_for_bit(tmp_path):
     for name, rows in blocks.items():
         np.testing.assert_array_equal(reader.rows(name, 0, 10), rows)
         np.testing.assert_array_equal(np.concatenate([reader.rows(name, *window) for window in reader.windows()]), rows)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_rows_as_stored_are_those_that_are_read(tmp_path, dtype):
+    blocks = _random_blocks(scale=3.0)
+    _write(UPath(tmp_path), blocks, store_as=dtype)
+    for name, rows in as_stored(blocks, dtype).items():
+        np.testing.assert_array_equal(GradientReader(UPath(tmp_path)).rows(name, 0, 10), rows)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])

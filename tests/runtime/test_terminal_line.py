@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trackstar.tasks import terminal_line
-from trackstar.tasks.terminal_line import showing, step
+from trackstar.tasks.runtime.terminal_line import showing, step
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""The Kronecker factors that K-FAC corrects gradients by, and EK-FAC's variances in their eigenbases."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from trackstar.storage.corpus import CorpusShard
+from trackstar.storage.errors import InputError
+from trackstar.storage.layout import KRONECKER, VARIANCES
+from trackstar.storage.manifest import Artifact, Draft, read_manifest
+from trackstar.storage.matrices import read_tensors, write_tensors
+from trackstar.tasks.index.estimation import SamplePass, SampleRequest
+from trackstar.tasks.index.settings import FactorConfig
+from trackstar.tasks.models.checkpoint import device, load_model
+from trackstar.tasks.models.engine import model_blocks
+from trackstar.tasks.models.settings import EngineSpec, GradientConfig
+from trackstar.tasks.numerics.architecture import WeightMatrix
+from trackstar.tasks.numerics.corrections import from_tensors, to_tensors
+from trackstar.tasks.numerics.corrections.ekfac import VarianceTap
+from trackstar.tasks.numerics.corrections.kfac import KFAC, KroneckerTap, decomposed, shared
+from trackstar.tasks.runtime.stage import Stage, stage
+
+FactorLabels = Literal["sampled", "empirical"]
+SETTLED = 0.2  # two halves of the sample differ by no more, so that the whole is off by about half of that
+
+
+class KroneckerRequest(SampleRequest):
+    """A and S of every matrix of one checkpoint."""
+
+    kind: ClassVar[str] = "kronecker"
+    version: ClassVar[int] = 1
+
+    gradient: GradientConfig
+    labels: FactorLabels
+
+    @property
+    def label(self) -> str:
+        return f"Kronecker factors of {self.checkpoint.name} ({self.labels} labels)"
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "checkpoint": self.checkpoint.digest,
+            "parameters": self.gradient.parameters,
+            "labels": self.labels,
+            **self.sample_inputs(),
+        }
+
+
+class VariancesRequest(KroneckerRequest):
+    """Λ of every matrix, in the eigenbases of its factors and over the same sample."""
+
+    kind: ClassVar[str] = "variances"
+    version: ClassVar[int] = 1
+
+    kronecker: Artifact
+
+    @property
+    def label(self) -> str:
+        return f"variances in the eigenbases of {self.checkpoint.name} ({self.labels} labels)"
+
+    def inputs(self) -> dict[str, Any]:
+        return {**super().inputs(), "kronecker": self.kronecker.digest}
+
+
+def kronecker_factors(
+    config: FactorConfig,
+    engine: EngineSpec,
+    *,
+    shards: Sequence[CorpusShard],
+    text_column: str,
+    existing: EngineSpec | None,
+) -> tuple[Artifact, ...]:
+    """What the engine's correction is estimated as: nothing but for K-FAC and EK-FAC.
+
+    It is estimated once in the life of an index: a corpus that grows must not change the gradients it has.
+    """
+    if not engine.gradient.has_kronecker_factors:
+        return ()
+    if existing is not None and existing.checkpoint.digest == engine.checkpoint.digest and _are_there(existing):
+        return existing.kronecker
+    return estimate_factors(kronecker_request(config, engine, shards=shards, text_column=text_column), run=_run_stage)
+
+
+def kronecker_request(
+    config: FactorConfig, engine: EngineSpec, *, shards: Sequence[CorpusShard], text_column: str
+) -> KroneckerRequest:
+    """What is to be estimated for an engine."""
+    return KroneckerRequest(
+        index=engine.index,
+        checkpoint=engine.checkpoint,
+        model=engine.model,
+        gradient=engine.gradient,
+        sample=tuple(shards),
+        text_column=text_column,
+        **config.model_dump(),
+    )
+
+
+def estimate_factors(request: KroneckerRequest, *, run: Callable[[Stage, Any], Artifact]) -> tuple[Artifact, ...]:
+    """The factors, and for EK-FAC the variances too, by whatever runs a stage."""
+    kronecker = run(write_kronecker, request)
+    if request.gradient.correction == "kfac":
+        return (kronecker,)
+    return kronecker, run(write_variances, VariancesRequest(kronecker=kronecker, **request.model_dump()))
+
+
+def _run_stage(stage: Stage, request: KroneckerRequest) -> Artifact:
+    return stage(request)
+
+
+@stage
+def write_kronecker(request: KroneckerRequest, draft: Draft) -> None:
+    """Write the eigenvectors and eigenvalues of every matrix's A and S, and say how far the sample settles them."""
+    model = load_model(request.checkpoint, request.model)
+    matrices = [matrix for block in model_blocks(model, request.gradient).values() for matrix in block]
+    sample = SamplePass(request, model)
+    taps = [KroneckerTap(matrix, device=device(request.model)) for matrix in matrices]
+
+    def before_batch(chosen: Tensor) -> None:
+        for tap in taps:
+            tap.begin(chosen.roll(-1, dims=1))  # no row's first token is chosen: it would be predicted from nothing
+
+    def after_part() -> None:
+        for tap in taps:
+            tap.half()
+
+    is_sampled = request.labels == "sampled"
+    first, rest = sample.halves()
+    sample.run(taps, first, with_sampled_labels=is_sampled, before_batch=before_batch, after_part=after_part)
+    sample.run(taps, rest, with_sampled_labels=is_sampled, before_batch=before_batch)
+    corrections, without_tokens = _decomposed(matrices, taps)
+    write_tensors(draft.path / KRONECKER, to_tensors(corrections))
+    draft.facts |= {
+        "labels": request.labels,
+        "sample_size": request.sample_size,
+        "seed": request.seed,
+        "num_documents": sample.num_documents,
+        "num_tokens": sample.num_predictions,
+        "num_matrices": len(matrices),
+        "without_tokens": without_tokens,
+        **_settling(taps),
+    }
+
+
+@stage
+def write_variances(request: VariancesRequest, draft: Draft) -> None:
+    """Write Λ of every matrix."""
+    model = load_model(request.checkpoint, request.model)
+    sample = SamplePass(request, model)
+    factors = from_tensors(read_tensors(request.kronecker.path(request.index), KRONECKER))
+    taps = [
+        VarianceTap(matrix, factors[matrix.name], device=device(request.model))
+        for block in model_blocks(model, request.gradient).values()
+        for matrix in block
+    ]
+    sample.run(taps, with_sampled_labels=request.labels == "sampled")
+    tensors = {}
+    for tap in taps:
+        try:
+            tensors[f"{tap.name}.variances"] = tap.result(num_examples=len(sample.windows))
+        except ValueError as error:
+            raise InputError(f"{tap.name}, from {len(sample.windows)} windows: {error}") from error
+    write_tensors(draft.path / VARIANCES, tensors)
+    draft.facts |= {"labels": request.labels, "num_windows": len(sample.windows), "num_matrices": len(taps)}
+
+
+def _decomposed(matrices: Sequence[WeightMatrix], taps: Sequence[KroneckerTap]) -> tuple[dict[str, KFAC], list[str]]:
+    """The factors of every matrix, and the names of the experts that took the mean of their siblings'.
+
+    Raises:
+        InputError: A factor is zero or not finite, or no expert of a parameter saw a token.
+    """
+    found = {matrix.name: tap.factors() for matrix, tap in zip(matrices, taps, strict=True)}
+    corrections, without_tokens = {}, []
+    for matrix in matrices:
+        factors = found[matrix.name]
+        if factors is None:
+            siblings = [found[other.name] for other in matrices if other.parameter == matrix.parameter]
+            if not any(siblings):
+                raise InputError(f"no token of the sample reached {matrix.parameter}; raise --factor-sample")
+            factors = shared([pair for pair in siblings if pair is not None])
+            without_tokens.append(matrix.name)
+        try:
+            corrections[matrix.name] = decomposed(*factors)
+        except ValueError as error:
+            raise InputError(f"{matrix.name}: {error}") from error
+    return corrections, without_tokens
+
+
+def _settling(taps: Sequence[KroneckerTap]) -> dict[str, Any]:
+    """How much A and S of two halves of the sample differ, in the median matrix and in the worst one."""
+    differences = [tap.differences() for tap in taps]
+    known = np.array([pair for pair in differences if pair is not None])
+    if not len(known):
+        return {"halves_differ": None, "is_settled": False}
+    median, largest = np.median(known, axis=0).tolist(), known.max(axis=0).tolist()
+    halves = {name: {"median": median[at], "largest": largest[at]} for at, name in enumerate(("A", "S"))}
+    return {"halves_differ": halves, "is_settled": len(known) == len(taps) and max(median) <= SETTLED}
+
+
+def _are_there(existing: EngineSpec) -> bool:
+    """Whether what an index was estimated by has not been deleted since."""
+    manifests = [read_manifest(artifact.path(existing.index)) for artifact in existing.kronecker]
+    return bool(manifests) and all(
+        manifest is not None and manifest.digest == artifact.digest
+        for manifest, artifact in zip(manifests, existing.kronecker, strict=True)
+    )
