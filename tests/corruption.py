@@ -53,7 +53,7 @@ from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMoment
 from trackstar.tasks.index.shards import index_shard, shard_requests
 from trackstar.tasks.index.withdrawals import TombstoneRequest, Withdrawal, read_ids, withdrawn_rows, write_tombstones
 from trackstar.tasks.models.checkpoint import ModelConfig, read_checkpoint
-from trackstar.tasks.models.engine import EngineSpec, GradientConfig, read_second_moment_artifact
+from trackstar.tasks.models.engine import EngineSpec, GradientConfig, read_corrections
 from trackstar.tasks.reindex.checkpoints import ASKED, Asked, asked_of, require_asked, write_asked
 from trackstar.tasks.report.results import run_record
 from trackstar.tasks.runtime.costs import seconds
@@ -201,7 +201,7 @@ class Readers:
         return lambda: readers[name](directory)
 
     def _read_second_moment(self) -> None:
-        read_second_moment_artifact(self.index.engine)
+        read_corrections(self.index.engine, self.index.engine.corrected_by)
 
     def _read_shards(self) -> None:
         for path in self.index.shard_paths:

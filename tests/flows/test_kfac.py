@@ -12,7 +12,7 @@ from tests.flows.runs import build, files, index_config, modification_times, sco
 from tests.index.test_kronecker import FactorOracle
 from tests.reference import influence
 from tests.tiny import TEXTS
-from trackstar.flows.cli.tables import describe
+from trackstar.flows.cli.tables import directory_outcome
 from trackstar.flows.compare import compare
 from trackstar.flows.config import CompareConfig, WithdrawConfig
 from trackstar.flows.index import index
@@ -102,6 +102,6 @@ def test_an_index_without_R_train_is_compared_by_every_method_and_withdraws(llam
     assert set(frame["method"]) == set(methods)
     assert "d1" not in frame["candidate_id"]
     printed = Console(width=200, file=io.StringIO())
-    printed.print(describe(str(tmp_path / "index")))
+    printed.print(directory_outcome(str(tmp_path / "index")).table)
     assert "the identity times each block's mean square" in printed.file.getvalue()
     assert "not settled" in printed.file.getvalue()

@@ -5,7 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
-from trackstar.tasks import terminal_line
+from trackstar.tasks.runtime import terminal_line
 from trackstar.tasks.runtime.terminal_line import showing, step
 
 
