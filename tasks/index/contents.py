@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -11,7 +12,7 @@ from upath import UPath
 
 from trackstar.storage.errors import InputError, MissingError
 from trackstar.storage.index_file import index_bytes
-from trackstar.storage.layout import DOCUMENTS, INDEX, KINDS, is_draft_name
+from trackstar.storage.layout import DOCUMENTS, INDEX, KINDS, QUARANTINE, is_draft_name
 from trackstar.storage.manifest import Artifact, Manifest, read_manifest
 from trackstar.storage.removal import artifacts_of, is_ours, remove_artifact
 from trackstar.storage.results import write_text
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SHARDS = ShardRequest.kind
 IDS_AT_ONCE = 1 << 24  # compared in one piece
+NO_DIRECTION = "the gradient is"  # not finite, or zero: no fault of the text
 DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
 
 
@@ -63,11 +65,7 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
     """
     num_documents = sum(shard.facts["num_documents"] for shard in shards)
     if not num_documents:
-        num_quarantined = sum(shard.facts["num_quarantined"] for shard in shards)
-        raise InputError(
-            f"the corpus has no usable document: {num_quarantined} rows were quarantined; see the reasons in "
-            "shards/*/quarantine.parquet, and check the text column and the checkpoint"
-        )
+        raise InputError(f"the corpus has no usable document: {_why_none([shard.path(index) for shard in shards])}")
     require_distinct_ids([shard.path(index) for shard in shards], num_documents=num_documents)
     return tuple(shards)
 
@@ -82,6 +80,19 @@ def missing_artifacts(index: Index) -> list[str]:
 def _is_there(directory: UPath, digest: str) -> bool:
     manifest = read_manifest(directory)
     return manifest is not None and manifest.digest == digest
+
+
+def _why_none(shards: Sequence[UPath]) -> str:
+    """The commonest reason that rows were quarantined for, and what to do about that one."""
+    reasons = Counter(reason for shard in shards for reason in read_table(shard, QUARANTINE)["reason"])
+    if not reasons:
+        return "it has no rows; name files that hold some"
+    (reason, count), total = reasons.most_common(1)[0], reasons.total()
+    if reason.startswith(NO_DIRECTION):
+        cure = "check the checkpoint with `trackstar selfcheck`, and give --dtype float32 or bfloat16"
+    else:
+        cure = "check the corpus and its text column"
+    return f'{count} of {total} quarantined rows have the reason "{reason}"; {cure} (shards/*/quarantine.parquet)'
 
 
 def write_index(index: Index) -> None:

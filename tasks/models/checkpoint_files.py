@@ -57,7 +57,11 @@ def model_files(path: str, *, trust_remote_code: bool = False) -> list[str]:
         InputError: There is no model in the directory, or an adapter beside it.
     """
     directory = location(path)
-    _refuse_adapters(directory)
+    for name in adapter_files(directory):
+        raise InputError(
+            f"{directory} holds an adapter ({name}), and gradients are taken of whole weights only; merge it into the "
+            "model and save that, or move the adapter's files away to trace the base model"
+        )
     if not (directory / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give the directory of a Hugging Face checkpoint")
     names = sorted({file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES))
@@ -165,13 +169,9 @@ def _optimizer_digest(directory: UPath) -> str | None:
     return _digest(directory, names) if names else None
 
 
-def _refuse_adapters(directory: UPath) -> None:
-    for pattern in ADAPTER_FILES:
-        for file in directory.glob(pattern):
-            raise InputError(
-                f"{directory} holds an adapter ({file.name}), and gradients are taken of whole weights only; merge it "
-                "into the model and save that, or move the adapter's files away to trace the base model"
-            )
+def adapter_files(directory: UPath) -> list[str]:
+    """Names of the files of an adapter, which is no whole model and changes one that lies beside it."""
+    return sorted(file.name for pattern in ADAPTER_FILES for file in directory.glob(pattern))
 
 
 def _code_targets(file: UPath) -> list[str]:

@@ -78,6 +78,16 @@ class BlockProjection:
         return slices
 
 
+def project(vectors: Float[Tensor, "b t d"], P: Float[Tensor, "k d"]) -> Float[Tensor, "b t k"]:
+    """Return ``vectors Pᵀ``: in the precision of the vectors, and in float32 where that is float16.
+
+    1/√V is part of P. It ranges over more powers of ten than float16 has, from one matrix to the next and, where a row
+    was hardly ever trained, within one; bfloat16 has float32's range.
+    """
+    dtype = torch.float32 if vectors.dtype == torch.float16 else vectors.dtype
+    return vectors.to(dtype) @ P.T.to(dtype)
+
+
 class GradientEngine:
     """Computes, for a batch of token sequences, each block's projected gradient of each sequence's summed loss.
 
@@ -122,11 +132,11 @@ class _GradientTap:
 
     def keep(self, activations: Float[Tensor, "b t n"]) -> Float[Tensor, "b t _"]:
         right = self._matrix.right if self._matrix.is_separable else self._matrix.right_turn
-        return activations if right is None else activations @ right.T.to(activations.dtype)
+        return activations if right is None else project(activations, right)
 
     def receive(self, kept: Float[Tensor, "b t _"], output_gradients: Float[Tensor, "b t m"]) -> None:
         if self._matrix.is_separable:
-            left = output_gradients @ self._matrix.left.T.to(output_gradients.dtype)
+            left = project(output_gradients, self._matrix.left)
             self.target.view(len(left), left.shape[-1], -1).baddbmm_(left.float().mT, kept.float())
         else:
             self._receive_formed(kept, output_gradients)
@@ -135,7 +145,7 @@ class _GradientTap:
         """Form G [m n] of as many examples at a time as the memory bound allows."""
         m, n = self._matrix.shape
         if self._matrix.left_turn is not None:
-            output_gradients = output_gradients @ self._matrix.left_turn.T.to(output_gradients.dtype)
+            output_gradients = project(output_gradients, self._matrix.left_turn)
         size = max(1, FORMED_GRADIENT_BYTES // (4 * m * n))
         for start in range(0, len(self.target), size):
             rows = slice(start, start + size)

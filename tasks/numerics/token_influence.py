@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from trackstar.tasks.numerics.gradients import BlockProjection, MatrixProjection
+from trackstar.tasks.numerics.gradients import BlockProjection, MatrixProjection, project
 from trackstar.tasks.numerics.scores import QueryBasis
 from trackstar.tasks.numerics.taps import TappedModel
 
@@ -92,8 +92,7 @@ class _TokenTap:
     def receive(self, kept: Float[Tensor, "b t n"], output_gradients: Float[Tensor, "b t m"]) -> None:
         left, right = output_gradients, kept
         if self._matrix.is_separable:
-            left = left @ self._matrix.left.T.to(left.dtype)
-            right = right @ self._matrix.right.T.to(right.dtype)
+            left, right = project(left, self._matrix.left), project(right, self._matrix.right)
         left, right = left.double(), right.double()
         for query, readout in enumerate(self.readouts):
             self.target[..., query] += ((left @ self._matrix_readout(readout)) * right).sum(-1)

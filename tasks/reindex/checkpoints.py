@@ -19,7 +19,14 @@ from trackstar.storage.removal import remove_index
 from trackstar.storage.results import read_sealed, write_sealed
 from trackstar.storage.writer import changing, unread
 from trackstar.tasks.index.contents import read_index
-from trackstar.tasks.models.checkpoint_files import Checkpoint, model_files, optional_files, problem_of, read_checkpoint
+from trackstar.tasks.models.checkpoint_files import (
+    Checkpoint,
+    adapter_files,
+    model_files,
+    optional_files,
+    problem_of,
+    read_checkpoint,
+)
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
 ASKED = "asked.json"
@@ -92,7 +99,12 @@ def step_of(checkpoint: UPath) -> int | None:
 
 
 def missing_of(checkpoint: UPath) -> str | None:
-    """What a checkpoint lacks to be whole, judged by its content; None when it lacks nothing."""
+    """What a checkpoint lacks to be whole, judged by its content; None when it lacks nothing.
+
+    An adapter will never be whole: nothing is waited for, and the check that follows refuses it.
+    """
+    if adapter_files(checkpoint):
+        return None
     try:
         names = model_files(str(checkpoint))
     except InputError as error:

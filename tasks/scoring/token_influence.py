@@ -40,7 +40,7 @@ class TokenInfluenceRequest(IndexedShards):
     """The first proponents of a gradient method's ranking, to be read token by token."""
 
     kind: ClassVar[str] = "token_influence"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     engine: EngineSpec
     queries: Artifact

@@ -1,6 +1,7 @@
 """The hook-based engine against autograd in float64, on random models, projections and second moments."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -231,6 +232,61 @@ def test_gradient_checkpointing_left_on_changes_nothing():
 def test_a_bfloat16_model_gives_float32_gradients_that_agree_to_its_rounding():
     model = _model("llama").bfloat16()
     _assert_exact(copy.deepcopy(model), model, tolerance=0.05)  # 8 bits of mantissa, a few roundings a layer
+
+
+HALF = {torch.float16: 0.02, torch.bfloat16: 0.05}  # 10 and 7 bits of mantissa, a few roundings a layer
+
+
+def _scaled_projection(matrix, *, kind, root):
+    """Of V times root²."""
+    plain = _projection(matrix, kind=kind)
+    if kind == "folded":
+        return replace(plain, right=plain.right / root)
+    return replace(plain, scale=plain.scale / root)
+
+
+def _scaled_blocks(model, *, kind, root):
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=2)
+    return {
+        name: BlockProjection([_scaled_projection(m, kind=kind, root=root) for m in ms], kind != "none")
+        for name, ms in blocks.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", ["folded", "formed", "none"])
+@pytest.mark.parametrize("root", [1.0, 1e-4, 1e-12, 1e8])
+def test_a_model_in_half_precision_is_exact_to_its_rounding_however_small_v_is(dtype, kind, root):
+    model = _model("llama").to(dtype)
+    with GradientEngine(copy.deepcopy(model), _scaled_blocks(model, kind=kind, root=root)) as engine:
+        _, vectors = engine(*_pad(_sequences()))
+    oracle_model = copy.deepcopy(model).double()
+    gradients = _dense_gradients(oracle_model, _sequences())
+    for name, matrices in architecture.assign_blocks(
+        architecture.find_weight_matrices(model), num_layer_groups=2
+    ).items():
+        expected = _oracle(gradients, matrices, kind=kind, is_pooled=kind != "none")
+        error = (vectors[name].double() * root - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < HALF[dtype], name  # false for NaN
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_row_that_was_hardly_ever_trained_drowns_no_other_in_half_precision(dtype):
+    """Its 1/√V is 10^8 times that of the others, as ε leaves it; its own gradient is zero."""
+    model = _model("llama").to(dtype)
+    up = model.model.layers[1].mlp.up_proj
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[:, 3] = 0  # nothing comes of the third neuron
+    matrix = next(m for m in architecture.find_weight_matrices(model) if m.module.endswith("1.mlp.up_proj"))
+    plain = _projection(matrix, kind="folded")
+    left = plain.left.clone()
+    left[:, 3] *= 1e8
+    assert up.weight.shape == matrix.shape
+    found = []
+    for projection in (plain, replace(plain, left=left)):
+        with GradientEngine(copy.deepcopy(model), {"block": BlockProjection([projection], True)}) as engine:
+            found.append(engine(*_pad(_sequences()))[1]["block"])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5 * found[0].abs().max())
 
 
 def test_a_query_is_charged_for_its_completion_alone():

@@ -1,6 +1,7 @@
 """A score taken apart by token, against what the loss does when the weights move at one token alone."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,3 +161,24 @@ def test_an_expert_gives_shares_to_the_tokens_it_was_sent_and_in_their_places():
                     path, _, expert = matrix.module.rsplit(".", 2)
                     is_sent = (routes[path].view(2, 9, -1) == int(expert)).any(-1)
                     torch.testing.assert_close(shares[:, :-1] != 0, is_sent[:, :-1])  # nothing follows the last token
+
+
+def test_shares_in_a_float16_model_are_finite_and_add_up_however_small_v_is():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"])).half()
+    blocks = architecture.assign_blocks(architecture.find_weight_matrices(model), num_layer_groups=1)
+    generator = torch.Generator().manual_seed(1)
+    projections = {}
+    for name, matrices in blocks.items():
+        plain = [_projection(matrix, "folded", generator) for matrix in matrices]
+        projections[name] = BlockProjection([replace(p, right=p.right * 1e12) for p in plain], True)
+    tokens = torch.randint(3, 61, (1, 9), generator=generator)
+    chosen = torch.ones_like(tokens, dtype=torch.bool)
+    with GradientEngine(model, projections) as engine:
+        _, vectors = engine(tokens, chosen)
+    readouts = {name: torch.randn(NUM_QUERIES, rows.shape[1], generator=generator) for name, rows in vectors.items()}
+    with TokenInfluence(model, projections) as influence:
+        shares = influence(tokens, chosen, readouts)
+    expected = sum(vectors[name].double() @ readouts[name].double().T for name in vectors)
+    # both from the same float32 projections, summed in another order
+    torch.testing.assert_close(shares.sum(1), expected, rtol=1e-4, atol=1e-5 * expected.abs().max())

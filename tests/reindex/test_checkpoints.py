@@ -5,6 +5,7 @@ import pytest
 from upath import UPath
 
 from trackstar.storage.errors import InputError
+from trackstar.tasks.models.checkpoint import model_files
 from trackstar.tasks.reindex.checkpoints import (
     Asked,
     find_checkpoints,
@@ -59,6 +60,15 @@ def test_a_checkpoint_that_is_still_without_weights_state_or_a_named_shard_is_ha
     assert "no weights" in reasons["no-weights"]
     assert "trainer_state.json is not there yet" in reasons["checkpoint-1"]
     assert "model-2.safetensors" in reasons["sharded"]
+
+
+def test_an_adapter_is_not_waited_for(llama, tmp_path):
+    directory = copy(llama, tmp_path / "step-1")
+    (directory / "config.json").unlink()
+    (directory / "adapter_config.json").write_text("{}")
+    assert find_checkpoints(str(tmp_path))[0].missing is None
+    with pytest.raises(InputError, match=r"holds an adapter \(adapter_config\.json\)"):
+        model_files(str(directory))
 
 
 def test_what_is_no_index_of_these_checkpoints_is_never_removed(tmp_path):
