@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -15,10 +16,12 @@ from tests.scoring.test_score_pass import (  # noqa: F401  (the first two are fi
     shard_name,
     write_store,
 )
-from trackstar.storage.errors import CorruptionError
+from trackstar.storage.errors import CorruptionError, LockedError
 from trackstar.storage.gradients import GradientReader
+from trackstar.storage.layout import HOLDER
 from trackstar.storage.manifest import damaged_files, is_complete
 from trackstar.storage.removal import remove_artifact
+from trackstar.storage.writer import TIMEOUT_VARIABLE, changing
 
 # botocore and aiohttp close sockets when they are collected
 pytestmark = pytest.mark.filterwarnings("default", "ignore::ResourceWarning")
@@ -67,3 +70,29 @@ def test_ranking_from_an_object_store_is_that_of_a_directory(gradients, in_this_
     assert remove_artifact(shard)
     assert not is_complete(shard, {"name": "0"})
     assert not shard.fs.find(shard.path)
+
+
+def test_one_writer_at_a_time_changes_an_index_on_an_object_store(bucket, monkeypatch):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "0")
+    index = UPath(f"{bucket}/index")
+    refused = []
+
+    def attempt():
+        try:
+            with changing(index):
+                pass
+        except LockedError as error:
+            refused.append(str(error))
+
+    with changing(index):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    (sentence,) = refused
+    assert f"is being changed by process {os.getpid()} on " in sentence
+    assert f"if that process is gone, delete {index / HOLDER}" in sentence
+    attempt()
+    assert len(refused) == 1
+    (index / HOLDER).write_bytes(b"{}")  # as a killed writer leaves it
+    attempt()
+    assert len(refused) == 2
