@@ -108,7 +108,7 @@ def test_dense_scores_are_cosines_of_mean_pooled_states_and_hybrid_fuses_ranks(i
     encoder = save_encoder(tmp_path / "encoder")
     methods = ("trackstar", "bm25", "dense", "hybrid")
     _, scores = run(index, queries, tmp_path / "out", *methods, dense_encoder=str(encoder))
-    texts = [f"{query['prompt']} {query['completion']}" for query in QUERIES]
+    texts = [f"{query['prompt']}{query['completion']}" for query in QUERIES]
     expected = embeddings(encoder, TEXTS) @ embeddings(encoder, texts).T
     np.testing.assert_allclose(scores["dense"], expected, atol=1e-5)  # float32 states
     frame = pl.read_parquet(tmp_path / "out" / "proponents.parquet").filter(pl.col("kind") == PROPONENT)
