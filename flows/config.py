@@ -1,8 +1,8 @@
 """What each flow is asked to do: its form in the Prefect UI, its parameters in a deployment, its command line flags."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from trackstar.flows.cli.options import settings_of
 from trackstar.flows.places import Place, require_device, require_place, require_where
@@ -66,9 +66,44 @@ class FlowConfig(Settings):
                 require_where(value, name=setting.option.name)
 
 
+Preset = Literal["paper", "small"]
+# By group of settings; "" is the flow's own. A setting that is given by itself comes before the preset's.
+PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "gradient": {"correction": "v", "projection_dim": 64},
+        "curvature": {"autocorrelation": "auto"},  # on, but where kfac is asked for by itself
+        "": {"store_as": "float32"},
+    },
+    "small": {
+        "gradient": {"correction": "kfac", "projection_dim": 64},
+        "curvature": {"autocorrelation": "off"},
+        "": {"store_as": "sign"},
+    },
+}
+
+
+def with_preset(values: Any) -> Any:
+    """The values of a form or a command, those of its preset put where it says nothing."""
+    name = values.get("preset", "paper") if isinstance(values, dict) else None
+    if name not in PRESETS:  # which the field's own type refuses
+        return values
+    filled = {**PRESETS[name][""], **values}
+    for group, settings in PRESETS[name].items():
+        given = filled.get(group, {})
+        if group and isinstance(given, dict):
+            filled[group] = {**settings, **given}
+    return filled
+
+
 class IndexingConfig(FlowConfig):
     """What determines an index besides its checkpoint, and where it is computed."""
 
+    preset: Annotated[Preset, Option(group="Gradients")] = Field(
+        "paper",
+        title="Preset",
+        description="paper: V, k = 64, R_train, float32; small: kfac, k = 64, no R_train, signs. Single settings come "
+        "before it.",
+    )
     corpus: CorpusConfig
     model: ModelConfig = ModelConfig()
     gradient: GradientConfig = GradientConfig()
@@ -93,7 +128,10 @@ class IndexConfig(IndexingConfig):
         """The checkpoint, as runs are called after it."""
         return name_of(self.checkpoint)
 
+    _fill = model_validator(mode="before")(with_preset)
+
     def check(self) -> None:
+        self.gradient.check()
         super().check()
         require_no_indexes(location(self.index))
         require_whole(self.checkpoint, context_tokens=self.model.context_tokens)
@@ -271,6 +309,7 @@ class ReindexConfig(IndexingConfig):
 
     def check(self) -> None:
         super().check()
+        self.gradient.check()
         self.score.check()
         self.corpus.require_documents()
         if self.queries is not None:

@@ -52,6 +52,7 @@ def _index(config: IndexConfig) -> Index:
     autocorrelation, grams = reduce_curvature(curvature, dask=config.dask, **store)
     finished = Index(
         engine=engine,
+        preset=config.preset,
         corpus=config.corpus,
         curvature=curvature,
         shards=shards,

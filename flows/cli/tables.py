@@ -116,6 +116,7 @@ def index_facts(index: Any) -> dict[str, Any]:
         "shards": len(index.shards),
         "second_moment": V.facts["mode"] if V else "none",
         **dict(_correction(index.engine)),
+        **({"preset": index.preset} if index.preset else {}),
         "projection": gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}",
         "blocks": block_summary(list(index.block_dims.values())),
         "R_train": _curvature(index),

@@ -20,6 +20,7 @@ class Index(BaseModel):
 
     Attributes:
         engine: The checkpoint and all that determines a gradient; queries go through the same.
+        preset: The settings it was asked for by, as far as single ones did not say otherwise.
         corpus: Where the documents came from.
         curvature: How R_train was reduced.
         shards: In corpus order.
@@ -32,6 +33,7 @@ class Index(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: EngineSpec
+    preset: str | None = None
     corpus: CorpusConfig
     curvature: CurvatureConfig = CurvatureConfig()
     shards: tuple[Artifact, ...]

@@ -25,7 +25,7 @@ from trackstar.tasks.numerics.corrections import from_tensors
 from trackstar.tasks.numerics.corrections.correction import Correction, ElementwiseCorrection, Floors
 from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
-from trackstar.tasks.numerics.projection import gaussian_projection
+from trackstar.tasks.numerics.projection import random_projection
 
 
 class Engine:
@@ -152,7 +152,7 @@ def _projection(matrix: WeightMatrix, correction: Correction | None, config: Gra
     if config.projection == "two_sided":
         draw = {"seed": config.seed, "matrix_name": matrix.name, "projection_dim": config.projection_dim}
         left, right = (
-            gaussian_projection(side=side, input_dim=dim, **draw)
+            random_projection(config.projection_rows, side=side, input_dim=dim, **draw)
             for side, dim in zip(("left", "right"), matrix.shape, strict=True)
         )
     correction = correction or Uncorrected(matrix.shape)

@@ -2,14 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from trackstar.storage.errors import InputError
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.models.checkpoint_files import Checkpoint
 from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.runtime.settings import Option, Settings
 
-ADDED_SETTINGS = ("parameters",)  # since the first indexes, which are those of the defaults
+DEFAULT_FACTOR_DAMPING = 0.01
+ADDED_SETTINGS = ("parameters", "projection_rows")  # since the first indexes, which are those of the defaults
 
 
 class ModelConfig(Settings):
@@ -39,7 +41,9 @@ class GradientConfig(Settings):
         "ekfac: by variances in their eigenbases; none: left as they are.",
     )
     factor_damping: float = Field(
-        0.01, gt=0, description="Added to each Kronecker factor, relative to its mean eigenvalue; kfac and ekfac only."
+        DEFAULT_FACTOR_DAMPING,
+        gt=0,
+        description="Added to each Kronecker factor, relative to its mean eigenvalue; kfac and ekfac only.",
     )
     parameters: tuple[Literal["attention", "mlp"], ...] = Field(
         ("attention", "mlp"), min_length=1, description="Which weight matrices of the decoder layers."
@@ -48,6 +52,9 @@ class GradientConfig(Settings):
         "two_sided", description="two_sided: random L G Rᵀ per matrix; none: whole gradients, for small models."
     )
     projection_dim: int = Field(64, ge=1, description="k: a block has k² dimensions.")
+    projection_rows: Literal["gaussian", "orthonormal"] = Field(
+        "gaussian", description="gaussian: independent entries; orthonormal: better where k approaches the matrix."
+    )
     num_layer_blocks: int = Field(
         8, ge=1, description="Contiguous groups of layers; each has one block for attention and one for MLP."
     )
@@ -60,6 +67,24 @@ class GradientConfig(Settings):
     @property
     def has_kronecker_factors(self) -> bool:
         return self.correction in ("kfac", "ekfac")
+
+    def check(self) -> None:
+        """Raise InputError for settings that take no part beside others, and are not at their defaults."""
+        if self.projection == "none" and self.projection_rows != "gaussian":
+            raise InputError(
+                f"projection rows are {self.projection_rows} and the projection is none, which has no rows; leave out "
+                "--projection-rows, or use --projection two_sided"
+            )
+        if not self.has_kronecker_factors and self.factor_damping != DEFAULT_FACTOR_DAMPING:
+            raise InputError(
+                f"the factor damping is {self.factor_damping:g} and the correction is {self.correction}, which has no "
+                "Kronecker factors; leave out --factor-damping, or use --correction kfac"
+            )
+
+    @field_validator("parameters")
+    @classmethod
+    def _in_one_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
 
     def identity(self) -> dict[str, Any]:
         """What determines a gradient, without what takes no part: an index keeps its shards when a setting is added."""

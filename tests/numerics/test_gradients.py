@@ -13,7 +13,7 @@ from trackstar.tasks.numerics import architecture, batching
 from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.loss import token_losses
-from trackstar.tasks.numerics.projection import gaussian_projection
+from trackstar.tasks.numerics.projection import gaussian_projection, orthonormal_projection
 from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, dense, folded_scales
 from trackstar.tasks.numerics.taps import TappedModel
 
@@ -347,6 +347,20 @@ def test_projection_depends_on_seed_name_and_side_alone():
         # independent entries N(0, 1/64): the correlation of 32,000 pairs is 0 ± 1/√32000
         assert abs(torch.corrcoef(torch.stack([first.flatten(), other.flatten()]))[0, 1]) < 5 / 32_000**0.5
     assert first.var().item() == pytest.approx(1 / 64, rel=0.05)
+
+
+@pytest.mark.parametrize(("k", "n"), [(16, 50), (48, 50), (60, 50)])
+def test_orthonormal_rows_are_orthonormal_and_preserve_products_as_gaussian_ones_do(k, n):
+    draw = {"matrix_name": "a", "side": "left", "projection_dim": k, "input_dim": n}
+    P = orthonormal_projection(seed=0, **draw).double()
+    if k <= n:
+        torch.testing.assert_close(P @ P.T, n / k * torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-5)
+    else:
+        torch.testing.assert_close(P.T @ P, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-5)
+    products = [(P := orthonormal_projection(seed=seed, **draw)).T @ P for seed in range(400)]
+    mean = torch.stack(products).mean(0)
+    # an entry of PᵀP deviates by about √(1/k); 400 draws leave a twentieth of that
+    torch.testing.assert_close(mean, torch.eye(n), rtol=0, atol=5 / 20 / k**0.5 + 1e-5)
 
 
 def test_every_token_but_the_first_is_predicted_once_whatever_the_context():
