@@ -116,6 +116,8 @@ class IndexingConfig(FlowConfig):
     shards_on: Where = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
+    _fill = model_validator(mode="before")(with_preset)
+
 
 class IndexConfig(IndexingConfig):
     """Checkpoint and corpus to a gradient store, R_train and V."""
@@ -127,8 +129,6 @@ class IndexConfig(IndexingConfig):
     def name(self) -> str:
         """The checkpoint, as runs are called after it."""
         return name_of(self.checkpoint)
-
-    _fill = model_validator(mode="before")(with_preset)
 
     def check(self) -> None:
         self.gradient.check()
