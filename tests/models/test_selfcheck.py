@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, LlamaConfig
-from typer.testing import CliRunner
 
 from trackstar.flows.cli.commands import app
 from trackstar.tasks.models.checkpoint import ModelConfig
