@@ -9,6 +9,7 @@ runs what reads that kind of file, does what the error says, and compares every 
 import json
 import random
 import re
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -273,8 +274,10 @@ class Torture:
         self.world, twin = make_worlds(root)
         self.readers = Readers(self.world)
         twin.make()
-        self.files, self._twin = snapshot(self.world.root), _by_place(snapshot(twin.root))
-        self._places = dict(zip(self.files, _places(self.files), strict=True))
+        self.files, self._twin_files, self._twin_root = snapshot(self.world.root), snapshot(twin.root), twin.root
+        twin_at = dict(zip(_places(self._twin_files), self._twin_files, strict=True))
+        places = zip(self.files, _places(self.files), strict=True)
+        self._twin_names = {file: twin_at[place] for file, place in places if place in twin_at}
 
     def trials(self, generator: random.Random) -> Iterator[Trial]:
         """Every file flipped at some places, cut, emptied, deleted, and swapped with that of the other index."""
@@ -289,7 +292,7 @@ class Torture:
             yield Trial(file, "emptied", b"")
             if not file.endswith(COST):  # without it, no seconds are shown
                 yield Trial(file, "deleted", None)
-            twin = self._twin.get(self._places[file])
+            twin = self._twin_files.get(self._twin_names.get(file, ""))
             if twin not in (None, content) and not file.startswith(RESULTS) and not file.endswith(COST):
                 yield Trial(file, "swapped", twin)
 
@@ -310,17 +313,13 @@ class Torture:
     def swap_artifacts(self, *, cure: bool) -> Iterator[Outcome]:
         """Each artifact replaced as a whole, its manifest with it, by that of the other index."""
         for file in [file for file in self.files if file.endswith(f"/{MANIFEST}")]:
-            directory = self.world.root / file.removesuffix(f"/{MANIFEST}")
-            twin = {
-                name: self._twin.get(self._places[name])
-                for name in self.files
-                if name.startswith(file.removesuffix(MANIFEST))
-            }
-            if None in twin.values() or all(content == self.files[name] for name, content in twin.items()):
+            directory = (self.world.root / file).parent
+            twin = (self._twin_root / self._twin_names[file]).parent
+            if (twin / MANIFEST).read_bytes() == self.files[file]:
                 continue
             try:
-                for name, content in twin.items():
-                    (self.world.root / name).write_bytes(content)
+                shutil.rmtree(directory)
+                shutil.copytree(twin, directory)
                 trial = Trial(file, "whole artifact swapped", None)
                 error = self._error_of(trial)
                 is_named = isinstance(error, StorageError) and error.path.startswith(str(directory))
@@ -389,10 +388,6 @@ def _places(files: dict[str, bytes]) -> list[str]:
         )
 
     return [place(file) for file in files]
-
-
-def _by_place(files: dict[str, bytes]) -> dict[str, bytes]:
-    return dict(zip(_places(files), files.values(), strict=True))
 
 
 def summary(outcomes: list[Outcome]) -> pl.DataFrame:
