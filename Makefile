@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test torture test-integration bench bench-lds bench-facts lint clean
+.PHONY: install demo test test-processors torture test-integration bench bench-lds bench-facts lint clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,9 @@ test: install
 
 torture: install
 	$(BIN)/python -m tests.corruption
+
+test-processors: install
+	$(BIN)/python -m tests.processors
 
 test-integration: install
 	$(BIN)/python -m pytest -m integration tests/integration

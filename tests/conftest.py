@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: tiny matrices gain nothing from more
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -35,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = Path(tempfile.mkdtemp(prefix="trackstar-tests-"))
     os.environ[SHARED_DIRECTORY] = str(directory)
     config.add_cleanup(lambda: _remove(directory))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "numerics":
+            item.add_marker(pytest.mark.numerical)
 
 
 def _remove(directory: Path) -> None:
@@ -79,15 +86,33 @@ def gpt2(made_once, llama) -> Path:
 @pytest.fixture
 def corpus(tmp_path) -> Path:
     """A directory of two corpus files."""
+    return write_corpus(tmp_path / "corpus")
+
+
+def write_corpus(directory: Path) -> Path:
     from tests.tiny import TEXTS
 
-    directory = tmp_path / "corpus"
     directory.mkdir()
     half = len(TEXTS) // 2
     for number, part in enumerate((range(half), range(half, len(TEXTS)))):
         lines = [json.dumps({"id": f"d{index}", "text": TEXTS[index]}) + "\n" for index in part]
         (directory / f"part-{number}.jsonl").write_text("".join(lines))
     return directory
+
+
+@pytest.fixture
+def indexed(prefect_server, made_once, llama, tmp_path) -> Callable[..., Path]:
+    """Return a copy of the index of ``llama`` and ``corpus`` with some settings, which is built once a session."""
+    from tests.flows.runs import build
+
+    def copy_of(**settings) -> Path:
+        def fill(directory: Path) -> None:
+            build(directory / "index", llama, write_corpus(directory / "corpus"), **settings)
+
+        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return shutil.copytree(made_once(f"index-{name}", fill) / "index", tmp_path / "index")
+
+    return copy_of
 
 
 @pytest.fixture

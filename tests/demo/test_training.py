@@ -17,6 +17,8 @@ from trackstar.tasks.demo.training import (
     train_tokenizer,
 )
 
+pytestmark = pytest.mark.numerical
+
 SENTENCES = [
     "Paris is the capital of France.",
     "The capital of Peru is Lima.",
@@ -47,13 +49,15 @@ def trained(checkpoint):
     return AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
 
 
-def test_the_same_config_trains_the_same_weights_and_leaves_the_global_random_state_alone(
-    checkpoint, corpus_files, tmp_path
-):
+def test_the_same_config_trains_the_same_weights_and_leaves_the_global_random_state_alone(corpus_files, tmp_path):
     before = torch.get_rng_state()
-    again = train_demo_model(SMALL, corpus_files=corpus_files, directory=tmp_path)
+    short = SMALL.model_copy(update={"num_epochs": 10})
+    first, second = (
+        train_demo_model(short, corpus_files=corpus_files, directory=tmp_path / name) / "model.safetensors"
+        for name in ("first", "second")
+    )
     assert torch.equal(torch.get_rng_state(), before)
-    assert (again / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_optimizer_state_has_one_group_in_parameter_order_with_factored_second_moments(checkpoint, trained):

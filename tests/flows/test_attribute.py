@@ -11,7 +11,7 @@ from tests.tiny import QUERIES, TEXTS
 from trackstar.flows.attribute import attribute
 from trackstar.flows.config import AttributeConfig
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.numerical]
 
 # Gradients are float32: seven digits, of which a dot product over some hundred dimensions and R^-1 cost a few.
 SCORE_TOLERANCE = 1e-4
@@ -58,13 +58,12 @@ def test_unprojected_scores_are_those_of_the_definition_with_any_second_moment_a
 
 
 def test_projected_scores_are_those_of_the_definition_with_the_same_projection(
-    llama, llama_oracle, corpus, queries, tmp_path
+    indexed, llama_oracle, queries, tmp_path
 ):
-    build(tmp_path / "index", llama, corpus, gradient={"projection_dim": 4})
     expected = influence(
         *llama_oracle.vectors("factored", projection_dim=4, pooled=True), mixing_weight=0.9, damping=0.1
     )
-    scores = score(tmp_path / "index", queries, tmp_path / "out", mixing_weight=0.9)
+    scores = score(indexed(), queries, tmp_path / "out", mixing_weight=0.9)
     np.testing.assert_allclose(scores, expected, atol=SCORE_TOLERANCE)
 
 
@@ -97,18 +96,16 @@ def test_a_float16_store_changes_scores_by_less_than_a_hundredth(llama, corpus, 
     np.testing.assert_allclose(*scores, atol=1e-2)
 
 
-def test_an_index_that_was_moved_gives_the_same_scores(llama, corpus, queries, tmp_path):
-    build(tmp_path / "index", llama, corpus, gradient={"projection_dim": 4})
-    before = score(tmp_path / "index", queries, tmp_path / "out")
+def test_an_index_that_was_moved_gives_the_same_scores(indexed, queries, tmp_path):
+    before = score(indexed(), queries, tmp_path / "out")
     (tmp_path / "index").rename(tmp_path / "moved to éa place")
     after = score(tmp_path / "moved to éa place", queries, tmp_path / "out2")
     np.testing.assert_array_equal(after, before)
     assert not (tmp_path / "index").exists()
 
 
-def test_proponents_are_the_highest_scores_and_opponents_the_lowest(llama, corpus, queries, tmp_path):
-    build(tmp_path / "index", llama, corpus, gradient={"projection_dim": 4})
-    everything = score(tmp_path / "index", queries, tmp_path / "all")
+def test_proponents_are_the_highest_scores_and_opponents_the_lowest(indexed, queries, tmp_path):
+    everything = score(indexed(), queries, tmp_path / "all")
     config = {"index": str(tmp_path / "index"), "queries": str(queries), "out": str(tmp_path / "top")}
     attribute(AttributeConfig.model_validate({**config, "score": {"top_k": 3}}))
     frame = pl.read_parquet(tmp_path / "top" / "proponents.parquet")

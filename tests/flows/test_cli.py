@@ -25,9 +25,8 @@ def trackstar(monkeypatch, capsys):
 
 
 @pytest.fixture
-def index(prefect_server, llama, corpus, tmp_path):
-    build(tmp_path / "index", llama, corpus)
-    return tmp_path / "index"
+def index(indexed):
+    return indexed()
 
 
 def test_help_loads_neither_torch_nor_prefect():
@@ -152,6 +151,7 @@ def test_damage_is_one_line_on_reading_and_repaired_by_verify_and_index(
 ):
     from tests.flows.runs import files
 
+    build(index, llama, corpus)  # a copy that is of this corpus
     before = files(index)
     chunk = next(path for path in sorted(index.glob("shards/*/gradients.zarr/mlp.00/c/*/*")))
     content = bytearray(chunk.read_bytes())

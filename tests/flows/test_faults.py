@@ -8,15 +8,17 @@ import pytest
 from prefect.settings import get_current_settings
 
 from tests.flows.runs import build, files, modification_times
+from tests.tiny import TEXTS
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
+SHARD_SIZE = 2
 
 
 def start_index(directory, checkpoint, corpus):
     """``trackstar index`` as a process of its own, on the tests' Prefect server."""
-    arguments = ["--checkpoint", checkpoint, "--corpus", corpus, "--index", directory, "--shard-size", "1"]
+    arguments = ["--checkpoint", checkpoint, "--corpus", corpus, "--index", directory, "--shard-size", SHARD_SIZE]
     return subprocess.Popen(
         [sys.executable, "-m", "trackstar.flows.cli.commands", "index", *map(str, arguments), "--projection-dim", "4"],
         env=server_environment(),
@@ -44,7 +46,7 @@ def finished_shards(directory):
 
 def test_a_killed_run_is_taken_up_where_it_was_and_leaves_the_bytes_of_an_undisturbed_one(llama, corpus, tmp_path):
     directory, undisturbed = tmp_path / "index", tmp_path / "undisturbed"
-    build(directory, llama, corpus, shard_size=1)
+    build(directory, llama, corpus, shard_size=SHARD_SIZE)
     directory.rename(undisturbed)
 
     process = start_index(directory, llama, corpus)
@@ -55,13 +57,13 @@ def test_a_killed_run_is_taken_up_where_it_was_and_leaves_the_bytes_of_an_undist
         process.wait()
     assert not (directory / "index.json").exists()
     survivors = {path.name: modification_times(path) for path in finished_shards(directory)}
-    assert 3 <= len(survivors) < 20
+    assert 3 <= len(survivors) < len(TEXTS) / SHARD_SIZE
     interrupted = (
         directory / "shards" / f".{next(iter(survivors))}.partial-0123abcd"
     )  # whether or not the kill left one
     interrupted.mkdir()
 
-    build(directory, llama, corpus, shard_size=1)
+    build(directory, llama, corpus, shard_size=SHARD_SIZE)
     assert files(directory) == files(undisturbed)
     for name, times in survivors.items():
         assert modification_times(directory / "shards" / name) == times

@@ -18,11 +18,11 @@ def test_shards_computed_on_two_dask_workers_are_the_bytes_of_those_computed_her
     from trackstar.flows.index import index
 
     directory, here = tmp_path / "index", tmp_path / "here"
-    build(directory, llama, corpus, shard_size=3)
+    build(directory, llama, corpus, shard_size=5)
     directory.rename(here)
-    on_dask = index_config(directory, llama, corpus, shard_size=3, shards_on=cluster)
+    on_dask = index_config(directory, llama, corpus, shard_size=5, shards_on=cluster)
     first = task_states(index, on_dask)
-    assert sum(state == "Completed" for name, state in first if "rows" in name) == 8
+    assert sum(state == "Completed" for name, state in first if "rows" in name) == 4
     assert files(directory) == files(here)
     assert {state for _, state in task_states(index, on_dask)} == {"Cached"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.flows.runs import build, files, index_config, score
-from tests.flows.test_faults import finished_shards, server_environment, start_index, wait_for_shards
+from tests.flows.test_faults import SHARD_SIZE, finished_shards, server_environment, start_index, wait_for_shards
 from trackstar.flows.cli.tables import verify_index
 from trackstar.flows.config import WithdrawConfig
 from trackstar.flows.index import index
@@ -79,7 +79,7 @@ def test_two_runs_into_one_directory_at_once_both_end_and_leave_the_bytes_of_one
     llama, corpus, tmp_path, patient
 ):
     directory, alone = tmp_path / "index", tmp_path / "alone"
-    build(directory, llama, corpus, shard_size=1)
+    build(directory, llama, corpus, shard_size=SHARD_SIZE)
     directory.rename(alone)
 
     processes = [start_index(directory, llama, corpus) for _ in range(2)]

@@ -13,7 +13,7 @@ from trackstar.tasks.report.results import encode, rank
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig, read_tokens, token_request
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.numerical]
 
 # a score of the float32 store and one summed in float64 over tokens; float32 gradients have seven digits
 SCORE_TOLERANCE = 1e-5

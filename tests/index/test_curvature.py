@@ -43,6 +43,7 @@ def test_autocorrelation_has_the_same_bytes_from_threads_and_from_processes(shar
     assert {name for name in written[0] if name.endswith("/c/0/0")}  # there are matrices in it
 
 
+@pytest.mark.numerical
 def test_the_spectrum_is_the_same_by_documents_as_by_dimensions(shards, tmp_path):
     """With fewer documents than dimensions, the eigenvalues come from the smaller product."""
     for few in (shards, shards[2:]):

@@ -34,6 +34,8 @@ from trackstar.tasks.scoring.whitening import (
     write_train_norms,
 )
 
+pytestmark = pytest.mark.numerical
+
 IDS = [f"d{number}" for number in range(sum(SHARD_ROWS))]
 GONE = ("d1", "d7", "d8", "d20")
 CONFIG = ScoreConfig(mixing_weight=0.9, damping=0.1, top_k=0)

@@ -11,6 +11,8 @@ from trackstar.storage.errors import InputError
 from trackstar.tasks.methods.dense import _embed, read_encoder
 from trackstar.tasks.methods.pooling import UNSTATED, Pooling
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture
 def encoder(tmp_path):

@@ -14,6 +14,8 @@ from trackstar.tasks.mnist.encodings import (
 )
 from trackstar.tasks.numerics.second_moment import FullSecondMoment
 
+pytestmark = pytest.mark.numerical
+
 EXACT = 1e-9  # float64 on both sides, Cholesky against an eigendecomposition
 FLOAT32 = 1e-4  # two products of float32 matrices in another order
 

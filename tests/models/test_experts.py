@@ -19,6 +19,8 @@ from trackstar.tasks.numerics.loss import TokenLoss
 from trackstar.tasks.numerics.tail_patch import Step, stepped
 from trackstar.tasks.runtime.stage import build
 
+pytestmark = pytest.mark.numerical
+
 MODEL = ModelConfig(device="cpu", token_budget=64)
 
 

@@ -10,6 +10,8 @@ from trackstar.tasks.models.checkpoint import ModelConfig
 from trackstar.tasks.models.selfcheck import check_model, selfcheck
 from trackstar.tasks.numerics.gradients import GradientEngine
 
+pytestmark = pytest.mark.numerical
+
 SEQUENCES = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4]]
 CAUSALITY = "a later token changes no earlier prediction"
 

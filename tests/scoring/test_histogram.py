@@ -13,6 +13,8 @@ from trackstar.tasks.scoring.histogram import NUM_BINS, HistogramRequest, count_
 from trackstar.tasks.scoring.score_pass import ScoreRequest, rank_candidates
 from trackstar.tasks.scoring.whitening import FactorRequest, TrainNormsRequest, write_factors, write_train_norms
 
+pytestmark = pytest.mark.numerical
+
 EVIDENCE = {"q0": ("d3", "d20"), "q2": ("d3", "no such document")}
 
 

@@ -133,6 +133,7 @@ def kill_one(cluster):
     cluster.scheduler.remove_plugin("killer")
 
 
+@pytest.mark.numerical
 def test_ranking_holds_the_best_and_worst_of_the_dense_definition(gradients, in_this_process):
     documents, queries = gradients
     expected = influence(documents.values(), queries.values(), mixing_weight=0.9, damping=CONFIG.damping)
