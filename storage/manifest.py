@@ -9,9 +9,8 @@ sibling directory of its own, and the second to finish gives way.
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -26,10 +25,9 @@ from trackstar.storage.removal import artifacts_of, delete, new_draft_path, remo
 from trackstar.storage.sealed import sealed, unsealed
 
 HASH_BLOCK_BYTES = 1 << 20
-OLD_S = 3600
 CHECKSUM_BYTES = 4  # of the CRC-32C that a chunk ends with
 CHECKSUM_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that end in their own
-BUILT_BY_INDEX = frozenset({"second_moment", "shards", "grams", "autocorrelation"})
+BUILT_BY_INDEX = frozenset({"second_moment", "kronecker", "variances", "shards", "grams", "autocorrelation"})
 
 
 class Manifest(BaseModel):
@@ -216,13 +214,6 @@ def _file_names(directory: UPath) -> list[str]:
     return sorted(path.removeprefix(root) for path in directory.fs.find(directory.path))
 
 
-def _is_old(draft: UPath) -> bool:
-    """Whether a draft has been there for longer than its writer takes to lock it."""
-    with suppress(FileNotFoundError):
-        return time.time() - draft.stat().st_mtime > OLD_S
-    return False
-
-
 @contextmanager
 def _new_draft(directory: UPath) -> Iterator[Draft]:
     """A directory to write an artifact in, held as long as it is written; on an object store, the artifact's own."""
@@ -250,16 +241,15 @@ def _publish(draft: UPath, directory: UPath, identity: Mapping[str, Any]) -> Non
 
 
 def _remove_leftovers(directory: UPath, identity: Mapping[str, Any]) -> None:
-    """Clear what an interrupted writer of this artifact, or long ago of another, left, and one of another identity.
+    """Clear what interrupted writers of this kind left behind, and an artifact of another identity.
 
     Raises:
         StorageError: Something is in the artifact's place that is not ours.
     """
     if is_local(directory):
         for leftover in list(artifacts_of(directory.parent)):
-            is_own = leftover.name.startswith(f".{directory.name}.")
-            if is_draft_name(leftover.name) and (is_own or _is_old(leftover)):
-                remove_artifact(leftover)
+            if is_draft_name(leftover.name):
+                remove_artifact(leftover)  # unless a living process writes it
     is_there = is_link(directory) or directory.exists()  # before it is read: another writer may publish it meanwhile
     if is_there and not is_complete(directory, identity):
         remove_artifact(directory)

@@ -145,6 +145,8 @@ def _check_index(index: UPath) -> Iterator[Finding | None]:
     except CorruptionError as error:
         yield Finding(index / INDEX, error.problem)
         return
+    except InputError:
+        raise
     except ValueError as error:
         yield Finding(index / INDEX, str(error))
         return

@@ -23,15 +23,28 @@ from upath import UPath
 from tests.tiny import QUERIES as ASKED_QUERIES
 from tests.tiny import TEXTS, save_llama
 from trackstar.flows.cli.tables import verify_index
-from trackstar.storage.errors import StorageError
+from trackstar.storage.errors import CorruptionError, StorageError
 from trackstar.storage.gradients import GradientReader
-from trackstar.storage.layout import COST, FACTORS, GRAM, INDEX, MANIFEST, QUARANTINE, QUERIES, RANKING, SPECTRUM
+from trackstar.storage.layout import (
+    COST,
+    FACTORS,
+    GRAM,
+    HOLDER,
+    INDEX,
+    LOCK,
+    MANIFEST,
+    QUARANTINE,
+    QUERIES,
+    RANKING,
+    SPECTRUM,
+)
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.queries import Query
 from trackstar.storage.results import read_proponents, read_run, write_proponents, write_run
 from trackstar.storage.tables import read_table
 from trackstar.storage.triangles import read_lower
+from trackstar.storage.verification import findings
 from trackstar.tasks.index.contents import (
     Index,
     each_text,
@@ -216,6 +229,13 @@ class Readers:
     def _read_tombstones(self) -> None:
         withdrawn_rows(self.index.shard_paths, self.index.tombstones, self.world.index)
 
+    def _read_tombstone_copies(self) -> None:
+        """Only ``verify`` reads the second copy."""
+        for finding in findings(UPath(self.world.index)):
+            if finding is not None:
+                cure = f"run `trackstar verify {self.world.index} --repair`"
+                raise CorruptionError(finding.path, finding.problem, cure)
+
     def _read_grams(self) -> None:
         for gram in self.index.grams:
             for block in self.index.block_dims:
@@ -305,6 +325,7 @@ class Torture:
             if error is None:
                 return Outcome(trial, None)
             of_all = path.name in (MANIFEST, INDEX, ASKED)  # without it, the directory is nothing
+            of_all |= path.parent.parent.name == "tombstone_copies"  # verify names the artifact, and the file after it
             is_named = isinstance(error, StorageError) and error.path.startswith(str(path.parent if of_all else path))
             return Outcome(trial, error, is_named, self._cure(error) if cure else None)
         finally:
@@ -364,8 +385,9 @@ class Torture:
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Every file below a directory by its relative name, sorted."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """Every file below a directory by its relative name, sorted; locks are none of what is kept."""
+    files = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name not in (LOCK, HOLDER))
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def kind_of(file: str) -> str:

@@ -146,7 +146,7 @@ def _is_index_of(entry: UPath, checkpoints: str) -> bool:
     """Whether this is the index of a checkpoint of this directory, under the name we gave it."""
     try:
         index = read_index(str(entry))
-    except StorageError:
+    except (StorageError, InputError):  # damaged, none, or of another format
         return False
     if entry.name != index_name(index.engine.checkpoint):
         return False

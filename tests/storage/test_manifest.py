@@ -1,4 +1,3 @@
-import os
 import pickle
 
 import pytest
@@ -58,19 +57,14 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_one(directory):
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
-def test_a_leftover_of_another_artifact_is_cleared_when_it_is_old_and_nobody_writes_it(directory):
+def test_a_leftover_of_another_artifact_is_cleared_too_unless_somebody_writes_it_or_it_is_not_ours(directory):
     names = [".fedcba9876543210.partial-00000000", ".fedcba9876543210.partial-11111111", "..partial-notours"]
-    new, old, foreign = (directory.parent / name for name in names)
-    for path in (new, old, foreign):
+    living, left, foreign = (directory.parent / name for name in names)
+    for path in (living, left, foreign):
         path.mkdir(parents=True)
-    for path in (old, foreign):
-        os.utime(path, (0, 0))
-    _write(directory)
-    assert (new.is_dir(), old.is_dir(), foreign.is_dir()) == (True, False, True)
-    os.utime(new, (0, 0))
-    with claimed(new):
-        _write(directory.parent / "0000000000000000")
-    assert new.is_dir()
+    with claimed(living):
+        _write(directory)
+    assert (living.is_dir(), left.is_dir(), foreign.is_dir()) == (True, False, True)
 
 
 def test_of_two_writers_at_once_neither_disturbs_the_other_and_the_second_to_finish_gives_way(directory):

@@ -85,6 +85,29 @@ def test_repair_removes_what_is_damaged_and_nothing_else(index):
     assert (index / "notes" / "mine" / "thoughts.txt").exists()
 
 
+def test_an_index_of_another_format_is_refused_and_not_called_damaged(index):
+    (index / "index.json").write_text('{"engine": {}, "shards": []}')
+    with pytest.raises(InputError, match="format 1"):
+        list(findings(index))
+
+
+def test_what_a_stage_wrote_is_found_where_its_identity_does_not_belong(index):
+    identity = {"stage": "factors", "version": 1}
+    for name in (digest_of(identity)[:16], "e" * 16):
+        with new_artifact(index / "factors" / name, kind="factors", identity=identity) as draft:
+            (draft.path / "file").write_bytes(b"C")
+    assert [(f.path.name, f.problem) for f in findings(index) if f] == [
+        ("e" * 16, "holds another artifact than its name says")
+    ]
+
+
+def test_another_indexs_index_json_is_what_is_wrong_and_not_the_shards_that_lie_here(index):
+    other = [{"name": f"shards/{'c' * 16}", "digest": "0", "facts": {}}]
+    (index / "index.json").write_bytes(index_bytes({"shards": other}))
+    (found,) = [finding for finding in findings(index) if finding is not None]
+    assert (found.path.name, found.problem[:40]) == ("index.json", "names none of the shards that lie here: ")
+
+
 def repair(index):
     return remove_damaged([finding for finding in findings(index) if finding is not None])
 
@@ -213,26 +236,3 @@ def test_an_index_is_one_while_it_is_built_and_when_its_index_json_is_damaged(in
     for shard in (index / "shards").iterdir():
         shard.rename(index / "shards" / f".{shard.name}.partial-01234567")
     require_index(index)
-
-
-def test_an_index_of_another_format_is_refused_and_not_called_damaged(index):
-    (index / "index.json").write_text('{"engine": {}, "shards": []}')
-    with pytest.raises(InputError, match="format 1"):
-        list(findings(index))
-
-
-def test_what_a_stage_wrote_is_found_where_its_identity_does_not_belong(index):
-    identity = {"stage": "factors", "version": 1}
-    for name in (digest_of(identity)[:16], "e" * 16):
-        with new_artifact(index / "factors" / name, kind="factors", identity=identity) as draft:
-            (draft.path / "file").write_bytes(b"C")
-    assert [(f.path.name, f.problem) for f in findings(index) if f] == [
-        ("e" * 16, "holds another artifact than its name says")
-    ]
-
-
-def test_another_indexs_index_json_is_what_is_wrong_and_not_the_shards_that_lie_here(index):
-    other = [{"name": f"shards/{'c' * 16}", "digest": "0", "facts": {}}]
-    (index / "index.json").write_bytes(index_bytes({"shards": other}))
-    (found,) = [finding for finding in findings(index) if finding is not None]
-    assert (found.path.name, found.problem[:40]) == ("index.json", "names none of the shards that lie here: ")
