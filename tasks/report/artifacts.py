@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from trackstar.storage.layout import REPORT, location
 from trackstar.storage.queries import Query
@@ -66,14 +65,20 @@ def metrics_rows(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def publish_proponents(markdown: str) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
     create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
 
 
 def publish_spectrum(markdown: str, *, method: str) -> None:
+    from prefect.artifacts import create_markdown_artifact
+
     key = f"spectrum-{re.sub('[^a-z0-9]+', '-', method.lower())}"
     create_markdown_artifact(markdown, key=key, description=f"R_train, R_eval and λ of {method}.")
 
 
 def publish_metrics(metrics: Metrics, out: str) -> None:
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+
     create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")
     create_link_artifact((location(out) / REPORT).absolute().as_uri(), key="report", link_text=REPORT)

@@ -28,6 +28,6 @@ def test_shards_computed_on_two_dask_workers_are_the_bytes_of_those_computed_her
 
 
 def test_a_scheduler_that_does_not_answer_is_refused_by_its_address(llama, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("trackstar.tasks.runtime.dask.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("trackstar.tasks.runtime.dask_cluster.CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(InputError, match="no Dask scheduler answers at 'tcp"):
         build(tmp_path / "index", llama, corpus, shards_on="tcp://127.0.0.1:9")

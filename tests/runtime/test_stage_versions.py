@@ -23,6 +23,7 @@ NEUTRAL = {
     "tasks",
     "trackstar.tasks.runtime.stage",
     "trackstar.tasks.report.artifacts",
+    "trackstar.tasks.runtime.prefect_tasks",
     "trackstar.tasks.runtime.progress",
     "trackstar.tasks.runtime.shards",
 }
