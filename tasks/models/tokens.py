@@ -51,14 +51,28 @@ def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> QueryTok
     return QueryTokens(ids, start)
 
 
-def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, query: Query) -> tuple[list[int], int]:
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, query: Query) -> list[int]:
+    """Tokenize the prompt alone, as what a model continues: special tokens at its end are left out.
 
+    Raises:
+        InputError: The prompt is empty and the tokenizer has no token that a text begins with.
+    """
+    return _prompt_alone(tokenizer, query) or [_beginning(tokenizer, query)]
+
+
+def _prompt_alone(tokenizer: PreTrainedTokenizerBase, query: Query) -> list[int]:
     with_special = tokenizer(query.prompt, truncation=False, verbose=False, return_special_tokens_mask=True)
     prompt, special = with_special["input_ids"], with_special["special_tokens_mask"]
     while prompt and special[len(prompt) - 1] and len(prompt) > 1:
         prompt = prompt[:-1]
+    return prompt
+
+
+def _tokenize_apart(tokenizer: PreTrainedTokenizerBase, query: Query) -> tuple[list[int], int]:
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+    prompt = _prompt_alone(tokenizer, query)
     return [*prompt, *encode(query.completion)], len(prompt)
 
 

@@ -37,12 +37,21 @@ def encode(index: Index, queries: Sequence[Query]) -> Artifact:
     Raises:
         InputError: The checkpoint is no longer the one that was indexed.
     """
+    require_same_checkpoint(index)
+    return encode_queries(QueryRequest(index=str(index.path), engine=index.engine, queries=tuple(queries)))
+
+
+def require_same_checkpoint(index: Index) -> None:
+    """Refuse to ask another model than the one whose gradients an index holds.
+
+    Raises:
+        InputError: The checkpoint is no longer the one that was indexed.
+    """
     indexed = index.engine.checkpoint
     if read_checkpoint(indexed.path).digest != indexed.digest:
         raise InputError(
             f"{indexed.path} has changed since {index.path} was built from it; index it again, into another directory"
         )
-    return encode_queries(QueryRequest(index=str(index.path), engine=index.engine, queries=tuple(queries)))
 
 
 def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:

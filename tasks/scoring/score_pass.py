@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy import ndarray
@@ -90,10 +90,24 @@ class ScoreRequest(IndexedShards):
         }
 
 
-class Pass(NamedTuple):
-    """What one pass over the store needs to know, the same for every shard."""
+class RowReader(Protocol):
+    """Gives the rows of a shard's blocks, a few at a time with the number of the first, as ``GradientReader`` does."""
 
-    train_norms: UPath
+    @property
+    def num_rows(self) -> int: ...
+    def row_parts(self, block: str, start: int, stop: int) -> Iterator[tuple[int, ndarray]]: ...
+
+
+class Pass(NamedTuple):
+    """What one pass over the store needs to know, the same for every shard.
+
+    Attributes:
+        train_norms: Where ‖ψ‖² and ‖φ‖² are read; None where they are given.
+        mixing_weights: Each λ that is scored.
+        config: How gradients become scores.
+    """
+
+    train_norms: UPath | None
     mixing_weights: tuple[float, ...]
     config: ScoreConfig
 
@@ -103,7 +117,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents, and how λ came about."""
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
     spectra = _spectra(request, query_vectors)
-    weight = _mixing_weight(request, spectra)
+    weight = choose_mixing_weight(request.config, spectra, num_dims=sum(request.block_dims.values()))
     weights = _method_weights(request, weight)
     candidates = Candidates(request.shards, request.index, request.tombstones)
     ranked = _rank(request, candidates, query_vectors, weights)
@@ -131,7 +145,9 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
 def mixing_weights(request: ScoreRequest) -> dict[str, float]:
     """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
-    return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+    spectra = _spectra(request, query_vectors)
+    weight = choose_mixing_weight(request.config, spectra, num_dims=sum(request.block_dims.values()))
+    return _method_weights(request, weight)
 
 
 def _method_weights(request: ScoreRequest, chosen: mixing.MixingWeight) -> dict[str, float]:
@@ -174,9 +190,10 @@ def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], damping: float)
     return {**facts, "R_eval": eval_facts(spectra["R_eval"])} if "R_eval" in spectra else facts
 
 
-def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:
-    """λ as given, as it follows from the spectra, or 0 where R_eval takes no part."""
-    config = request.config
+def choose_mixing_weight(
+    config: ScoreConfig, spectra: Mapping[str, Mapping[str, ndarray]], *, num_dims: int
+) -> mixing.MixingWeight:
+    """λ as given, as it follows from the spectra of R_train and R_eval, or 0 where R_eval takes no part."""
     if config.whitening != "mixed":
         return mixing.MixingWeight(0.0)
     if config.mixing_weight != "auto":
@@ -184,7 +201,7 @@ def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, nda
     try:
         return mixing.crossing_mixing_weight(
             *(np.concatenate(list(spectra[name].values())) for name in ("R_train", "R_eval")),
-            num_dims=sum(request.block_dims.values()),
+            num_dims=num_dims,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -230,8 +247,18 @@ def shard_influences(
     path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis], withdrawn: ndarray | None
 ) -> Iterator[tuple[ndarray, ndarray]]:
     """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
-    reader = GradientReader(path)
-    train_norms, norms = read_norms(common.train_norms, path)
+    return row_influences(GradientReader(path), read_norms(common.train_norms, path), common, bases, withdrawn)
+
+
+def row_influences(
+    reader: RowReader,
+    both_norms: tuple[ndarray, ndarray],
+    common: Pass,
+    bases: Mapping[str, scores.QueryBasis],
+    withdrawn: ndarray | None,
+) -> Iterator[tuple[ndarray, ndarray]]:
+    """The same of rows wherever they are kept, with their ‖ψ‖² and ‖φ‖² [n blocks]."""
+    train_norms, norms = both_norms
     readouts = [scores.Readout(basis) for basis in bases.values()]
     for start in range(0, reader.num_rows, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, reader.num_rows)

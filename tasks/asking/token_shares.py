@@ -1,0 +1,63 @@
+"""The share of each predicted token of some documents in their scores, as characters of their texts."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, model_blocks
+from trackstar.tasks.numerics.batching import batches, pad, windows
+from trackstar.tasks.numerics.predicted_tokens import PredictedTokens
+from trackstar.tasks.report.passages import Token
+
+
+def predicted_tokens(engine: Engine, spec: EngineSpec) -> PredictedTokens:
+    """A reader of predicted tokens for the gradients that a spec describes."""
+    blocks = block_projections(engine.model, spec, device=engine.device)
+    return PredictedTokens(engine.model, model_blocks(engine.model, spec.gradient), blocks)
+
+
+def document_shares(
+    reader: PredictedTokens, engine: Engine, texts: Sequence[str], readout: Mapping[str, ndarray], *, token_budget: int
+) -> list[tuple[Token, ...]]:
+    """Every predicted token of each text with its share of <φ, w>, in order; the shares of a text add up to it.
+
+    Args:
+        readout: w of every block.
+        token_budget: Tokens of a batch.
+    """
+    encoded = engine.tokenizer(list(texts), return_offsets_mapping=True, truncation=False, verbose=False)
+    sequences = encoded["input_ids"]
+    shares = _shares(
+        reader, engine, sequences, {block: torch.from_numpy(w) for block, w in readout.items()}, token_budget
+    )
+    return [
+        tuple(_token(offsets[place], text, share) for place, share in enumerate(of_text) if place)
+        for text, offsets, of_text in zip(texts, encoded["offset_mapping"], shares, strict=True)
+    ]
+
+
+def _shares(
+    reader: PredictedTokens,
+    engine: Engine,
+    sequences: Sequence[Sequence[int]],
+    readout: Mapping[str, Tensor],
+    token_budget: int,
+) -> list[ndarray]:
+    readout = {block: w.to(engine.device) for block, w in readout.items()}
+    shares = [np.zeros(len(ids)) for ids in sequences]
+    first_targets = [1] * len(sequences)  # the first token is predicted from nothing
+    cut = windows([len(ids) for ids in sequences], context=engine.context)
+    for batch in batches(cut, token_budget=token_budget):
+        tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, first_targets))
+        for window, found in zip(batch, reader(tokens, chosen, readout).cpu().numpy(), strict=True):
+            shares[window.document][window.start : window.stop] += found[: window.num_tokens]
+    return shares
+
+
+def _token(offsets: tuple[int, int], text: str, share: float) -> Token:
+    """A special token has no characters; those after the first stand for the end of the text."""
+    start, stop = offsets
+    return Token(start, stop, float(share)) if stop > start else Token(len(text), len(text), float(share))
