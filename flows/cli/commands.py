@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from trackstar.flows.cli.ask import ask
 from trackstar.flows.cli.options import (
     DampingOption,
     DaskOption,
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command()(ask)
 console = Console()
 
 # Prefect without a server: generous for a busy machine, silent towards the network.

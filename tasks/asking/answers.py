@@ -196,17 +196,17 @@ class Answer:
         return pl.DataFrame(rows, schema=ANSWER_SCHEMA, orient="row")
 
     def _repr_html_(self) -> str:
-        from trackstar.tasks.answer_html import answer_html
+        from trackstar.tasks.asking.answer_html import answer_html
 
         return answer_html(self)
 
     def __rich__(self) -> Any:
-        from trackstar.tasks.answer_text import answer_text
+        from trackstar.tasks.asking.answer_text import answer_text
 
         return answer_text(self)
 
     def __str__(self) -> str:
-        from trackstar.tasks.answer_text import plain
+        from trackstar.tasks.asking.answer_text import plain
 
         return plain(self)
 
@@ -234,17 +234,17 @@ class Documents(Sequence[Document]):
         return pl.DataFrame(rows, schema={**schema, **dict.fromkeys(kept, pl.String)}, orient="row")
 
     def _repr_html_(self) -> str:
-        from trackstar.tasks.answer_html import documents_html
+        from trackstar.tasks.asking.answer_html import documents_html
 
         return documents_html(self)
 
     def __rich__(self) -> Any:
-        from trackstar.tasks.answer_text import documents_text
+        from trackstar.tasks.asking.answer_text import documents_text
 
         return documents_text(self)
 
     def __str__(self) -> str:
-        from trackstar.tasks.answer_text import plain
+        from trackstar.tasks.asking.answer_text import plain
 
         return plain(self)
 
@@ -261,7 +261,7 @@ class Ranking:
         return self.table
 
     def _repr_html_(self) -> str:
-        from trackstar.tasks.answer_html import frame_html
+        from trackstar.tasks.asking.answer_html import frame_html
 
         return frame_html(self.table)
 
