@@ -110,15 +110,16 @@ class OpenIndex:
         contents: What the index is made of.
         config: How it was opened.
         digest: Of its index.json as it was when the index was opened.
+        memory: What is kept between questions.
     """
 
     def __init__(self, contents: Index, config: AskConfig) -> None:
         self.contents, self.config = contents, config
         self.digest = digest_of(contents.model_dump(mode="json"))
-        self._memory = Memory(config.memory_bytes)
+        self.memory = Memory(config.memory_bytes)
         self._candidates = Candidates(contents.shards, str(contents.path), contents.tombstones)
-        self._side = CorpusSide(contents, damping=config.damping, memory=self._memory)
-        self._documents = HeldDocuments(self._candidates, self._memory)
+        self._side = CorpusSide(contents, damping=config.damping, memory=self.memory)
+        self._documents = HeldDocuments(self._candidates, self.memory)
         self._model_lock, self._words_lock = threading.RLock(), threading.Lock()
         self._engine: Engine | None = None
         self._reader: PredictedTokens | None = None
@@ -276,7 +277,7 @@ class OpenIndex:
                 return query_gradients(engine, standing)[2]
 
         num_bytes = FLOAT32_BYTES * len(standing) * sum(self.contents.block_dims.values())
-        held = self._memory.keep(("standing", queries_digest(standing)), num_bytes, load)
+        held = self.memory.keep(("standing", queries_digest(standing)), num_bytes, load)
         return load() if held is None else held
 
     def _rank(self, method: str, asked: _Asked, score: ScoreConfig, watch: _Watch) -> "_MethodAnswer":
@@ -288,7 +289,7 @@ class OpenIndex:
         reading = read_queries_by(self._side, asked.vectors, _preset(method, score))
         found = self._scan(reading, 1, method, watch)
         spread = Spread.of(found.sums, np.concatenate(found.sample), background_best=found.best[1:].tolist())
-        tokens = self._tokens(found.ranked, reading)
+        tokens = self._tokens(method, found.ranked, reading, watch)
         return _MethodAnswer(method, self._influences(method, asked, found.ranked, tokens), spread, _facts(reading))
 
     def _measure_norms(self, method: str, score: ScoreConfig, watch: _Watch) -> None:
@@ -312,7 +313,7 @@ class OpenIndex:
         if method == BM25:
             parts = self._held_words().scores(self._bm25(query))
         else:
-            encoder = HeldEmbeddings(self.contents, self.config.dense_encoder, self._memory)
+            encoder = HeldEmbeddings(self.contents, self.config.dense_encoder, self.memory)
             parts = encoder.scores(search_text(query), self._candidates)
         done = 0
         for positions, scores in parts:
@@ -342,9 +343,12 @@ class OpenIndex:
             )
         ]
 
-    def _tokens(self, ranked: Mapping[str, Ranked], reading: Reading) -> dict[int, tuple[Token, ...]]:
+    def _tokens(
+        self, method: str, ranked: Mapping[str, Ranked], reading: Reading, watch: _Watch
+    ) -> dict[int, tuple[Token, ...]]:
         """The shares of the tokens of the documents at either end, by position."""
         positions = sorted({p for best in ranked.values() for p in best.positions[0][:TOKENS_READ].tolist()})
+        watch.tell(Progress("tokens", method, 0, len(positions)))
         texts = [document.text for document in self._documents.at(positions).values()]
         readouts = {
             block: query_readout(basis, [0], mixing_weight=reading.mixing_weight)
@@ -396,7 +400,7 @@ class OpenIndex:
 
     def _held_words(self) -> HeldWords:
         with self._words_lock:
-            self._words = self._words or HeldWords(self._candidates, self._memory)
+            self._words = self._words or HeldWords(self._candidates, self.memory)
             return self._words
 
     def _bm25(self, query: Query) -> Bm25:

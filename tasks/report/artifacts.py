@@ -11,6 +11,7 @@ from trackstar.storage.layout import REPORT, location
 from trackstar.storage.queries import Query
 from trackstar.storage.results import PROPONENT
 from trackstar.tasks.evaluation.metrics import Metrics
+from trackstar.tasks.runtime.prefect_context import in_flow
 
 SHOWN_QUERIES = 20
 SHOWN_PROPONENTS = 5
@@ -65,12 +66,16 @@ def metrics_rows(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def publish_proponents(markdown: str) -> None:
+    if not in_flow():
+        return
     from prefect.artifacts import create_markdown_artifact
 
     create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
 
 
 def publish_spectrum(markdown: str, *, method: str) -> None:
+    if not in_flow():
+        return
     from prefect.artifacts import create_markdown_artifact
 
     key = f"spectrum-{re.sub('[^a-z0-9]+', '-', method.lower())}"
@@ -78,6 +83,8 @@ def publish_spectrum(markdown: str, *, method: str) -> None:
 
 
 def publish_metrics(metrics: Metrics, out: str) -> None:
+    if not in_flow():
+        return
     from prefect.artifacts import create_link_artifact, create_table_artifact
 
     create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")

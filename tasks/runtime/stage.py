@@ -8,14 +8,14 @@ Prefect database and a move to another machine. Prefect's result cache sits in f
 an artifact has been deleted since, the cached record is refreshed instead of believed. A task run that computed nothing
 is ``Cached`` in the UI, whichever of the two said so.
 
-A stage makes its Prefect task when it is first submitted: who only builds or reads artifacts imports no Prefect.
+Outside of a flow a stage runs where it is called, and imports no Prefect: a question that a person waits for, a test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
@@ -23,6 +23,7 @@ from upath import UPath
 from trackstar.storage.layout import artifact_directory
 from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
+from trackstar.tasks.runtime.prefect_context import in_flow
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -71,6 +72,15 @@ class StageRequest(BaseModel):
 StageBody = Callable[[Any, Draft], None]
 
 
+class Done(NamedTuple):
+    """A future whose work is done: that of a step which ran where it was submitted."""
+
+    value: Any
+
+    def result(self) -> Any:
+        return self.value
+
+
 class CachedTask:
     """A function of one request that flows submit as a Prefect task.
 
@@ -87,11 +97,16 @@ class CachedTask:
 
         return prefect_task(self.fn)
 
-    def submit(self, request: Any, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture:
+    def submit(self, request: Any, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture | Done:
+        if not in_flow():
+            return Done(self._run_here(request))
         return self._task_for(request).submit(request, wait_for=list(wait_for))
 
     def __call__(self, request: Any) -> Any:
         return self.submit(request).result()
+
+    def _run_here(self, request: Any) -> Any:
+        return self.fn(request)
 
     def _task_for(self, request: Any) -> Task:
         return self.task
@@ -112,11 +127,14 @@ class Stage(CachedTask):
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         super().__init__(run)
 
-    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture]:
+    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture | Done]:
         """Submit all, to the flow's own task runner or to another one that has been started."""
         if runner is None:
             return [self.submit(request) for request in requests]
         return [runner.submit(self._task_for(request), parameters={"request": request}) for request in requests]
+
+    def _run_here(self, request: StageRequest) -> Artifact:
+        return build(self.body, request)
 
     def _task_for(self, request: StageRequest) -> Task:
         is_there = is_complete(request.directory, request.identity())
@@ -150,8 +168,10 @@ def finished(request: StageRequest) -> Artifact | None:
     return _reference(request) if is_complete(request.directory, request.identity()) else None
 
 
-def gather(futures: Sequence[PrefectFuture]) -> list[Any]:
+def gather(futures: Sequence[PrefectFuture | Done]) -> list[Any]:
     """Wait for all, so that one failure throws away no sibling's work; then raise the first failure."""
+    if all(isinstance(future, Done) for future in futures):
+        return [future.result() for future in futures]
     from trackstar.tasks.runtime.prefect_tasks import results
 
     return results(futures)

@@ -20,13 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 RECORD = Path(__file__).with_suffix(".json")
 # Orchestration and display: no byte of an artifact depends on them.
 NEUTRAL = {
-    "tasks",
-    "trackstar.tasks.runtime.stage",
-    "trackstar.tasks.report.artifacts",
-    "trackstar.tasks.runtime.prefect_tasks",
-    "trackstar.tasks.runtime.progress",
+    "tasks", "trackstar.tasks.runtime.stage", "trackstar.tasks.report.artifacts", "trackstar.tasks.runtime.prefect_context", "trackstar.tasks.runtime.prefect_tasks", "trackstar.tasks.runtime.progress",
     "trackstar.tasks.runtime.shards",
-}
+}  # fmt: skip
 
 
 def stages() -> dict[str, type[StageRequest]]:
