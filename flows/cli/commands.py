@@ -182,6 +182,8 @@ def compare(
     from trackstar.flows.cli.tables import metrics_table
     from trackstar.flows.compare import compare as flow
     from trackstar.flows.config import CompareConfig
+    from trackstar.flows.proponents_text import proponents_text
+    from trackstar.storage.layout import location
 
     values: dict[str, Any] = {
         "index": index,
@@ -200,7 +202,9 @@ def compare(
     if methods:
         values["methods"] = [name.strip() for name in methods.split(",")]
     config = CompareConfig.model_validate(values)
-    console.print(metrics_table(_run(flow, config)))
+    metrics = _run(flow, config)
+    console.print(proponents_text(location(config.out), config.methods))
+    console.print(metrics_table(metrics))
     console.print(f"Report: {config.out}/report.html", soft_wrap=True)
 
 

@@ -9,14 +9,12 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from trackstar.flows.proponents_text import proponents_text
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import INDEX, METRICS, RUN, location
-from trackstar.storage.results import PROPONENT, read_json, read_proponents
+from trackstar.storage.results import read_json
 from trackstar.storage.verification import findings, remove_damaged
 
-SHOWN_QUERIES = 5
-SHOWN_PROPONENTS = 3
-SHOWN_CHARACTERS = 70
 SHORT_NAME = 12  # of a metric: no wider than its interval
 
 
@@ -69,18 +67,9 @@ def budget_table(budget: Any) -> RenderableType:
 
 
 def attribution_table(config: Any) -> RenderableType:
-    """The best proponents of the first queries, and λ."""
-    frame = read_proponents(location(config.out))
+    """The best proponents of the first queries as texts, and λ."""
     run = read_json(location(config.out) / RUN)
     (method,) = run["methods"].values()
-    frame = frame.filter(frame["method"] == method["method"])
-    table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
-    best = frame.filter((frame["kind"] == PROPONENT) & (frame["rank"] <= SHOWN_PROPONENTS))
-    for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
-        for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
-            table.add_row(
-                escape(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", escape(_short(row["candidate_id"]))
-            )
     facts = [
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),
@@ -90,7 +79,8 @@ def attribution_table(config: Any) -> RenderableType:
         ("results", config.out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
-    return Group(table, facts_table("Run", facts), *spectra)
+    shown = proponents_text(location(config.out), [method["method"]])
+    return Group(shown, facts_table("Run", facts), *spectra)
 
 
 def metrics_table(metrics: Any) -> Table:
@@ -236,7 +226,3 @@ def _cost(seconds: float | None, num_bytes: int | None) -> tuple[str, str]:
 
 def _size_bytes(path: Any) -> int:
     return path.fs.du(path.path)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

@@ -26,9 +26,15 @@ NO_WORDS = Words(frozenset(), frozenset())
 def answer_html(answer: Answer) -> str:
     """The question, each method's documents beside each other, and what their scores mean."""
     said = " (what the model says)" if answer.said is not None else ""
-    rather = "" if answer.contrast is None else Markup(" rather than <b>{}</b>").format(visible(answer.contrast))
-    heading = Markup("<p>{}<b>{}</b>{}<br><small>probability {:.3f}{}</small></p>").format(
-        visible(answer.prompt), visible(answer.completion), rather, answer.probability, said
+    rather = (
+        "" if answer.contrast is None else Markup(" rather than <b><bdi>{}</bdi></b>").format(visible(answer.contrast))
+    )
+    heading = Markup("<p><bdi>{}<b>{}</b></bdi>{}<br><small>probability {:.3f}{}</small></p>").format(
+        visible(answer.prompt),
+        visible(answer.completion),
+        rather.format(visible(answer.contrast or "")),
+        answer.probability,
+        said,
     )
     methods = Markup("").join(_method(answer, method) for method in answer.methods)
     notes = Markup("").join(_notes(answer))
@@ -40,10 +46,8 @@ def answer_html(answer: Answer) -> str:
 
 
 def documents_html(documents: Documents) -> str:
-    items = Markup("").join(
-        Markup("<li>{}<br><small>{} · {}</small></li>").format(visible(d.text), visible(d.id), visible(d.source))
-        for d in documents
-    )
+    item = Markup("<li><bdi>{}</bdi><br><small><bdi>{}</bdi> · <bdi>{}</bdi></small></li>")
+    items = Markup("").join(item.format(visible(d.text), visible(d.id), visible(d.source)) for d in documents)
     return str(Markup('{}<div class="trackstar"><ul>{}</ul></div>').format(STYLE, items))
 
 
@@ -74,7 +78,7 @@ def _item(found: Influence) -> Markup:
     text = mark(visible(shown), NO_WORDS, tones(found.tokens, 0, len(shown)))
     rest = f" … ({len(found.text):,} characters)" if len(found.text) > len(shown) else ""
     states = " · states the answer" if found.states_answer else ""
-    return Markup("<li>{}{}<br><small>{:+.3f} · {} · {}{}</small></li>").format(
+    return Markup("<li><bdi>{}</bdi>{}<br><small>{:+.3f} · <bdi>{}</bdi> · <bdi>{}</bdi>{}</small></li>").format(
         text, rest, found.score, visible(found.id), visible(found.document.source), states
     )
 

@@ -6,6 +6,7 @@ Everything foreign goes through ``plain_text``: no escape sequence and no markup
 import io
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from rich.columns import Columns
@@ -15,14 +16,14 @@ from rich.text import Text
 
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.tasks.asking.answers import Answer, Documents, Influence
-from trackstar.tasks.report.passages import NUM_TONES, tones, visible
+from trackstar.tasks.report.passages import tones, visible
 
 WIDTH = 80
 SIDE_BY_SIDE = 60  # columns that a method needs beside another one
 SHOWN_CHARACTERS = 600
 SHOWN_OPPONENTS = 3
 SPACE = re.compile(r"\s")
-REORDERING = re.compile("[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+REORDERING = re.compile("[\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 # weakest to strongest; readable on light and dark backgrounds, and told apart without colour by weight and underline
 RAISES = ("", "green", "bold green", "bold underline green", "bold reverse green")
 LOWERS = ("", "red", "bold red", "bold underline red", "bold reverse red")
@@ -102,9 +103,11 @@ def _influence(found: Influence) -> RenderableType:
 def _toned(found: Influence) -> Text:
     shown = found.text[:SHOWN_CHARACTERS]
     text = Text(plain_text(shown))
-    for place, tone in enumerate(tones(found.tokens, 0, len(shown))):
-        if tone and not shown[place].isspace():
-            text.stylize((RAISES if tone > 0 else LOWERS)[abs(tone)], place, place + 1)
+    toned = tones(found.tokens, 0, len(shown))
+    for tone, run in groupby(range(len(toned)), key=lambda place: toned[place] * (not shown[place].isspace())):
+        if tone:
+            places = list(run)
+            text.stylize((RAISES if tone > 0 else LOWERS)[abs(tone)], places[0], places[-1] + 1)
     if len(found.text) > len(shown):
         text.append(f" … ({len(found.text):,} characters)", style="dim")
     return text
@@ -131,4 +134,3 @@ def _explained(answer: Answer) -> Iterator[RenderableType]:
             )
         elif scores["whitening"] == "mixed":
             yield Text(f"{method}: λ = {scores['mixing_weight']:.3g} of the standing queries' R_eval.", style="dim")
-    assert len(RAISES) - 1 == NUM_TONES

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
 from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, model_blocks
 from trackstar.tasks.numerics.batching import batches, pad, windows
@@ -30,29 +29,29 @@ def document_shares(
     """
     encoded = engine.tokenizer(list(texts), return_offsets_mapping=True, truncation=False, verbose=False)
     sequences = encoded["input_ids"]
-    shares = _shares(
-        reader, engine, sequences, {block: torch.from_numpy(w) for block, w in readout.items()}, token_budget
-    )
+    shares = sequence_shares(reader, engine, sequences, readout, token_budget=token_budget)
     return [
         tuple(_token(offsets[place], text, share) for place, share in enumerate(of_text) if place)
         for text, offsets, of_text in zip(texts, encoded["offset_mapping"], shares, strict=True)
     ]
 
 
-def _shares(
+def sequence_shares(
     reader: PredictedTokens,
     engine: Engine,
     sequences: Sequence[Sequence[int]],
-    readout: Mapping[str, Tensor],
+    readout: Mapping[str, ndarray],
+    *,
     token_budget: int,
 ) -> list[ndarray]:
-    readout = {block: w.to(engine.device) for block, w in readout.items()}
+    """The share of every token of some documents of any length; that of the first, never predicted, is 0."""
+    w = {block: torch.from_numpy(values).to(engine.device) for block, values in readout.items()}
     shares = [np.zeros(len(ids)) for ids in sequences]
     first_targets = [1] * len(sequences)  # the first token is predicted from nothing
     cut = windows([len(ids) for ids in sequences], context=engine.context)
     for batch in batches(cut, token_budget=token_budget):
         tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, first_targets))
-        for window, found in zip(batch, reader(tokens, chosen, readout).cpu().numpy(), strict=True):
+        for window, found in zip(batch, reader(tokens, chosen, w).cpu().numpy(), strict=True):
             shares[window.document][window.start : window.stop] += found[: window.num_tokens]
     return shares
 

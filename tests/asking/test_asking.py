@@ -1,4 +1,4 @@
-"""One question at a time: scores as of ``attribute``, tokens that add up, nothing written, no thread in another one's way."""
+"""One question at a time: scores as of ``attribute``, tokens that add up, nothing written, threads that agree."""
 
 import json
 import shutil
