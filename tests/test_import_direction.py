@@ -1,4 +1,4 @@
-"""Imports point one way, flows → trackstar → tasks → storage; numerics and storage know nothing of Prefect or each other."""
+"""Imports point one way, flows → trackstar → tasks → storage; numerics and storage know nothing of Prefect."""
 
 import ast
 from pathlib import Path

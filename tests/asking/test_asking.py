@@ -12,13 +12,14 @@ import pytest
 import trackstar
 from tests.asking.conftest import attributed, build
 from tests.flows.runs import modification_times
-from tests.tiny import QUERIES, TEXTS
+from tests.tiny import CONTEXT, QUERIES, TEXTS
 from trackstar.storage.errors import InputError, MissingError
 from trackstar.storage.layout import RANKING
 from trackstar.storage.queries import Query
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.withdrawals import TombstoneRequest, new_withdrawal, write_tombstones
 from trackstar.tasks.methods.bm25 import BaselineRequest, rank_by_baseline
+from trackstar.tasks.numerics.predicted_tokens import PredictedTokens
 from trackstar.tasks.runtime import stage
 
 # of scores that are cosines: float32 products over stores, and the order in which they are summed
@@ -84,6 +85,23 @@ def test_the_shares_of_a_documents_predicted_tokens_add_up_to_its_score(fixture,
         assert abs(sum(token.share for token in found.tokens) - found.score) < SCORE_TOLERANCE * max(1.0, largest)
         text = "".join(found.text[token.start : token.stop] for token in found.tokens)
         assert found.text.replace(" ", "").endswith(text.replace(" ", ""))  # all but a first token, never predicted
+
+
+def test_a_model_without_forward_mode_derivatives_has_the_same_shares_from_a_gradient_for_each_token(
+    gpt2_index, monkeypatch
+):
+    expected = trackstar.open(gpt2_index.path).ask(PROMPT, COMPLETION, top_k=0).proponents
+
+    def refused(*_):
+        raise NotImplementedError("You must implement the jvp function")
+
+    monkeypatch.setattr(PredictedTokens, "__call__", refused)
+    separate = trackstar.open(gpt2_index.path).ask(PROMPT, COMPLETION, top_k=0).proponents
+    assert any(len(found.tokens) > CONTEXT for found in expected)  # more than one window
+    for found, other in zip(separate, expected, strict=True):
+        assert [token[:2] for token in found.tokens] == [token[:2] for token in other.tokens]
+        shares = [[token.share for token in tokens] for tokens in (found.tokens, other.tokens)]
+        np.testing.assert_allclose(*shares, atol=SCORE_TOLERANCE * max(map(abs, shares[1])))
 
 
 def test_bm25_ranks_as_compare_does_and_its_tokens_are_the_words_that_were_found(llama_index, tmp_path):
