@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from trackstar.tasks.asking.answers import Answer, Document, Documents, Influence, Ranking, Spread
     from trackstar.tasks.asking.completions import CompletedToken, Completion
     from trackstar.tasks.asking.gradient_scan import Cancelled
-    from trackstar.tasks.asking.open_index import AskConfig, OpenIndex, Progress
+    from trackstar.tasks.asking.open_index import AskConfig, OpenIndex
+    from trackstar.tasks.asking.watching import Progress
 
 try:
     __version__ = version("trackstar")
@@ -26,10 +27,11 @@ except PackageNotFoundError:  # from a source tree that was never installed
     __version__ = "0"
 
 _WHERE = {
-    "trackstar.tasks.asking.open_index": ("AskConfig", "OpenIndex", "Progress"),
+    "trackstar.tasks.asking.open_index": ("AskConfig", "OpenIndex"),
     "trackstar.tasks.asking.answers": ("Answer", "Document", "Documents", "Influence", "Ranking", "Spread"),
     "trackstar.tasks.asking.completions": ("CompletedToken", "Completion"),
     "trackstar.tasks.asking.gradient_scan": ("Cancelled",),
+    "trackstar.tasks.asking.watching": ("Progress",),
     "trackstar.storage.errors": ("CorruptionError", "InputError", "MissingError", "StorageError"),
     "trackstar.storage.queries": ("Query",),
 }

@@ -4,7 +4,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from os import cpu_count
 from typing import Any
 
@@ -109,11 +111,14 @@ def scan(
         parts = row_influences(side.rows(path), norms, common, reading.bases, candidates.withdrawn.get(path))
         return [(start + rows, influence.T) for rows, (influence,) in parts]
 
-    with _one_blas_thread, ThreadPoolExecutor(THREADS) as pool:
-        for parts in _in_order(pool, score_shard, candidates.shards()):
-            for positions, scores in parts:
-                _add(found, positions, scores, stride=stride, num_ranked=num_ranked, top_k=reading.config.top_k)
-                advance(len(positions), found)
+    with (
+        _one_blas_thread,
+        ThreadPoolExecutor(THREADS) as pool,
+        closing(_in_order(pool, score_shard, candidates.shards())) as shards,
+    ):
+        for positions, scores in chain.from_iterable(shards):
+            _add(found, positions, scores, stride=stride, num_ranked=num_ranked, top_k=reading.config.top_k)
+            advance(len(positions), found)
     return found
 
 

@@ -4,9 +4,7 @@ The functions underneath are those of the flows, so that scores are those of ``a
 or, with a standing query set as background, of ``attribute`` on that set with the question added to it.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,30 +20,24 @@ from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.tasks.asking.answers import Answer, Documents, Influence, Ranking, Spread
 from trackstar.tasks.asking.completions import MAX_TOKENS, Completion, complete
 from trackstar.tasks.asking.corpus_side import CorpusSide
-from trackstar.tasks.asking.gradient_scan import Cancelled, Found, Reading, read_queries_by, scan
+from trackstar.tasks.asking.gradient_answers import GradientAnswers, facts_of, spread_of
+from trackstar.tasks.asking.gradient_scan import Found
 from trackstar.tasks.asking.held import Memory
 from trackstar.tasks.asking.held_documents import HeldDocuments
-from trackstar.tasks.asking.held_embeddings import HeldEmbeddings
-from trackstar.tasks.asking.held_words import HeldWords
-from trackstar.tasks.asking.token_shares import document_shares, predicted_tokens
+from trackstar.tasks.asking.held_model import HeldModel
+from trackstar.tasks.asking.text_answers import TextAnswers, word_shares
+from trackstar.tasks.asking.watching import Progress, Watch
 from trackstar.tasks.evaluation.evidence import label
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.contents import Index, read_index
-from trackstar.tasks.methods.bm25 import search_text
 from trackstar.tasks.methods.registry import BM25, DENSE, GRADIENT_METHODS, TRACKSTAR
-from trackstar.tasks.models.engine import Engine
-from trackstar.tasks.numerics.bm25 import WORD, Bm25
-from trackstar.tasks.numerics.predicted_tokens import PredictedTokens
 from trackstar.tasks.numerics.ranking import Ranked
-from trackstar.tasks.numerics.token_influence import candidate_norms, query_readout
 from trackstar.tasks.report.passages import Token
-from trackstar.tasks.report.results import require_same_checkpoint
 from trackstar.tasks.scoring.queries import query_gradients
 from trackstar.tasks.scoring.rankings import rank_scored, result_table
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
 ASKED_METHODS = (*(name for name, preset in GRADIENT_METHODS.items() if preset.is_corrected), BM25, DENSE)
-TOKENS_READ = 50  # documents at either end of a ranking whose tokens are read
 FLOAT32_BYTES = 4
 
 Queries = str | Sequence[Query | Mapping[str, Any]]
@@ -62,23 +54,6 @@ class AskConfig(BaseModel):
     prepare: bool = Field(False, description="Write the factors and norms that the index lacks, once.")
 
 
-class Progress(NamedTuple):
-    """How far an answer is.
-
-    Attributes:
-        stage: "norms" (a first question to an index without them), "scores" or "tokens".
-        method: Whose scores.
-        done, total: Documents; shards and blocks while norms are measured.
-        found: What the pass has found so far; ``OpenIndex.leaders`` shows its documents.
-    """
-
-    stage: str
-    method: str
-    done: int
-    total: int
-    found: Found | None = None
-
-
 class _Asked(NamedTuple):
     """A question's own gradient first, that of the contrast subtracted, then those of the standing queries [q d]."""
 
@@ -86,19 +61,6 @@ class _Asked(NamedTuple):
     contrast: Query | None
     losses: ndarray
     vectors: dict[str, ndarray]
-
-
-class _Watch(NamedTuple):
-    """Who looks on, and whether anybody still does."""
-
-    progress: Callable[[Progress], None] | None
-    cancelled: Callable[[], bool] | None
-
-    def tell(self, progress: Progress) -> None:
-        if self.cancelled is not None and self.cancelled():
-            raise Cancelled("the question was cancelled")
-        if self.progress is not None:
-            self.progress(progress)
 
 
 class OpenIndex:
@@ -120,10 +82,9 @@ class OpenIndex:
         self._candidates = Candidates(contents.shards, str(contents.path), contents.tombstones)
         self._side = CorpusSide(contents, damping=config.damping, memory=self.memory)
         self._documents = HeldDocuments(self._candidates, self.memory)
-        self._model_lock, self._words_lock = threading.RLock(), threading.Lock()
-        self._engine: Engine | None = None
-        self._reader: PredictedTokens | None = None
-        self._words: HeldWords | None = None
+        self._model = HeldModel(contents)
+        self._gradients = GradientAnswers(self._side, self._candidates, self._documents, self._model)
+        self._texts = TextAnswers(contents, self._candidates, self.memory, dense_encoder=config.dense_encoder)
         if config.prepare:
             self._side.prepare()
 
@@ -172,7 +133,7 @@ class OpenIndex:
             InputError: The question or its settings are not possible, and why.
             Cancelled: ``cancelled`` said yes.
         """
-        watch = _Watch(progress, cancelled)
+        watch = Watch(progress, cancelled)
         self._check(methods, background, mixing_weight)
         said = self._said(prompt) if completion is None else None
         asked = self._encode(_query(prompt, said.text if said else completion), contrast, self._standing(background))
@@ -194,7 +155,7 @@ class OpenIndex:
 
     def complete(self, prompt: str, *, max_tokens: int = MAX_TOKENS, to_sentence_end: bool = True) -> Completion:
         """What the model says after a prompt, with the probability of each token."""
-        with self._model() as engine:
+        with self._model.engine() as engine:
             return complete(engine, prompt, max_tokens=max_tokens, to_sentence_end=to_sentence_end)
 
     def documents(self, ids: Sequence[str]) -> Documents:
@@ -219,14 +180,14 @@ class OpenIndex:
         asked = _queries(queries)
         self._check([method], None, None)
         if method in GRADIENT_METHODS:
-            with self._model() as engine:
+            with self._model.engine() as engine:
                 _, _, vectors = query_gradients(engine, asked)
             score = self._score_config(top_k, has_background=len(asked) > 1, mixing_weight=mixing_weight)
-            reading = read_queries_by(self._side, vectors, _preset(method, score))
-            ranked = self._scan(reading, len(asked), method, _Watch(None, None)).ranked
-            settings = {**_facts(reading), "method": method}
+            reading = self._gradients.reading(method, vectors, score, Watch())
+            ranked = self._gradients.scan(reading, len(asked), method, Watch()).ranked
+            settings = {**facts_of(reading), "method": method}
         else:
-            parts = [self._lexical(method, query, _Watch(None, None)) for query in asked]
+            parts = [self._texts.scores(method, query, Watch()) for query in asked]
             each = [rank_scored(part, top_k=top_k, kinds=(PROPONENT,))[PROPONENT] for part in parts]
             stacked = Ranked(*(np.concatenate([getattr(r, name) for r in each]) for name in ("scores", "positions")))
             ranked, settings = {PROPONENT: stacked}, {"method": method}
@@ -248,8 +209,6 @@ class OpenIndex:
         documents = self._documents.at(positions)
         return [(documents[p].id, float(score)) for p, score in zip(positions, best.scores[0], strict=False)]
 
-    # one question, step by step
-
     def _said(self, prompt: str) -> Completion:
         said = self.complete(prompt)
         if not said.text.strip():
@@ -261,7 +220,11 @@ class OpenIndex:
 
     def _encode(self, query: Query, contrast: str | None, standing: tuple[Query, ...]) -> _Asked:
         other = None if contrast is None else _query(query.prompt, contrast)
-        with self._model() as engine:
+        if contrast == query.completion:
+            raise InputError(
+                f"completion and contrast are both {contrast!r}, which differ in nothing; give another one"
+            )
+        with self._model.engine() as engine:
             _, losses, vectors = query_gradients(engine, [query] if other is None else [query, other])
         if other is not None:
             # ∇ (Loss(completion) − Loss(contrast))
@@ -273,60 +236,30 @@ class OpenIndex:
 
     def _standing_vectors(self, standing: tuple[Query, ...]) -> dict[str, ndarray]:
         def load() -> dict[str, ndarray]:
-            with self._model() as engine:
+            with self._model.engine() as engine:
                 return query_gradients(engine, standing)[2]
 
         num_bytes = FLOAT32_BYTES * len(standing) * sum(self.contents.block_dims.values())
         held = self.memory.keep(("standing", queries_digest(standing)), num_bytes, load)
         return load() if held is None else held
 
-    def _rank(self, method: str, asked: _Asked, score: ScoreConfig, watch: _Watch) -> "_MethodAnswer":
+    def _rank(self, method: str, asked: _Asked, score: ScoreConfig, watch: Watch) -> "_MethodAnswer":
         if method not in GRADIENT_METHODS:
-            scored = self._lexical(method, asked.query, watch)
+            scored = self._texts.scores(method, asked.query, watch)
             ranked = rank_scored(scored, top_k=score.top_k, kinds=(PROPONENT,))
             return _MethodAnswer(method, self._influences(method, asked, ranked, {}), None, {})
-        self._measure_norms(method, score, watch)
-        reading = read_queries_by(self._side, asked.vectors, _preset(method, score))
-        found = self._scan(reading, 1, method, watch)
-        spread = Spread.of(found.sums, np.concatenate(found.sample), background_best=found.best[1:].tolist())
-        tokens = self._tokens(method, found.ranked, reading, watch)
-        return _MethodAnswer(method, self._influences(method, asked, found.ranked, tokens), spread, _facts(reading))
-
-    def _measure_norms(self, method: str, score: ScoreConfig, watch: _Watch) -> None:
-        def advance(done: int, total: int) -> None:
-            watch.tell(Progress("norms", method, done, total))
-
-        self._side.compute_norms(whitened=_preset(method, score).whitening != "none", advance=advance)
-
-    def _scan(self, reading: Reading, num_ranked: int, method: str, watch: _Watch) -> Found:
-        done = 0
-
-        def advance(count: int, found: Found) -> None:
-            nonlocal done
-            done += count
-            watch.tell(Progress("scores", method, done, self._candidates.num_live, found))
-
-        return scan(self._side, self._candidates, reading, num_ranked=num_ranked, advance=advance)
-
-    def _lexical(self, method: str, query: Query, watch: _Watch) -> Iterator[tuple[ndarray, ndarray]]:
-        """Positions and scores by a method that reads texts, a shard at a time."""
-        if method == BM25:
-            parts = self._held_words().scores(self._bm25(query))
-        else:
-            encoder = HeldEmbeddings(self.contents, self.config.dense_encoder, self.memory)
-            parts = encoder.scores(search_text(query), self._candidates)
-        done = 0
-        for positions, scores in parts:
-            yield positions, scores
-            done += len(positions)
-            watch.tell(Progress("scores", method, done, self._candidates.num_live))
+        reading = self._gradients.reading(method, asked.vectors, score, watch)
+        found = self._gradients.scan(reading, 1, method, watch)
+        tokens = self._gradients.tokens(method, found.ranked, reading, watch)
+        influences = self._influences(method, asked, found.ranked, tokens)
+        return _MethodAnswer(method, influences, spread_of(found), facts_of(reading))
 
     def _influences(
         self, method: str, asked: _Asked, ranked: Mapping[str, Ranked], tokens: Mapping[int, tuple[Token, ...]]
     ) -> list[Influence]:
         documents = self._documents.at(p for best in ranked.values() for p in best.positions[0])
         stating = _stating(asked.query, {document.id: document.text for document in documents.values()})
-        lexical = self._bm25(asked.query) if method == BM25 else None
+        lexical = self._texts.bm25(asked.query) if method == BM25 else None
         return [
             Influence(
                 method=method,
@@ -334,7 +267,7 @@ class OpenIndex:
                 rank=rank,
                 score=float(score),
                 document=documents[position],
-                tokens=_word_shares(lexical, documents[position].text) if lexical else tokens.get(position, ()),
+                tokens=word_shares(lexical, documents[position].text) if lexical else tokens.get(position, ()),
                 states_answer=documents[position].id in stating,
             )
             for kind, best in ranked.items()
@@ -342,71 +275,6 @@ class OpenIndex:
                 zip(best.positions[0].tolist(), best.scores[0], strict=True), start=1
             )
         ]
-
-    def _tokens(
-        self, method: str, ranked: Mapping[str, Ranked], reading: Reading, watch: _Watch
-    ) -> dict[int, tuple[Token, ...]]:
-        """The shares of the tokens of the documents at either end, by position."""
-        positions = sorted({p for best in ranked.values() for p in best.positions[0][:TOKENS_READ].tolist()})
-        watch.tell(Progress("tokens", method, 0, len(positions)))
-        texts = [document.text for document in self._documents.at(positions).values()]
-        readouts = {
-            block: query_readout(basis, [0], mixing_weight=reading.mixing_weight)
-            for block, basis in reading.bases.items()
-        }
-        with self._model() as engine:
-            self._reader = self._reader or predicted_tokens(engine, self.contents.engine)
-            shares = document_shares(
-                self._reader,
-                engine,
-                texts,
-                {block: w[0] for block, (w, _) in readouts.items()},
-                token_budget=self.contents.engine.model.token_budget,
-            )
-            norms = self._norms(engine, positions, texts, reading)
-        q_norm = sum(norm[0] for _, norm in readouts.values())
-        divisors = np.sqrt(norms * q_norm) if reading.config.unit_norm else np.ones(len(positions))
-        return {
-            position: tuple(Token(start, stop, share / divisor) for start, stop, share in of_text)
-            for position, of_text, divisor in zip(positions, shares, divisors.tolist(), strict=True)
-        }
-
-    def _norms(self, engine: Engine, positions: Sequence[int], texts: Sequence[str], reading: Reading) -> ndarray:
-        """φ_mᵀ R^-1 φ_m of some documents, all blocks together."""
-        psi_norms = np.stack([self._psi_norms(position, reading) for position in positions])
-        if not reading.mixing_weight:
-            return psi_norms.sum(axis=1)
-        ids = engine.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        _, vectors = engine.gradients(ids, first_targets=[1] * len(ids))
-        return sum(
-            candidate_norms(vectors[block], of_block, basis, mixing_weight=reading.mixing_weight)
-            for (block, basis), of_block in zip(reading.bases.items(), psi_norms.T, strict=True)
-        )
-
-    def _psi_norms(self, position: int, reading: Reading) -> ndarray:
-        path, row = self._documents.place(position)
-        return self._side.norms(path, whitened=reading.is_whitened)[0][row]
-
-    # what is loaded once
-
-    @contextmanager
-    def _model(self) -> Iterator[Engine]:
-        """The model, to one user at a time: hooks and activations belong to it, not to a thread."""
-        with self._model_lock:
-            if self._engine is None:
-                require_same_checkpoint(self.contents)
-                self._engine = Engine(self.contents.engine)
-            yield self._engine
-
-    def _held_words(self) -> HeldWords:
-        with self._words_lock:
-            self._words = self._words or HeldWords(self._candidates, self.memory)
-            return self._words
-
-    def _bm25(self, query: Query) -> Bm25:
-        return Bm25(self._held_words().counts, [search_text(query)])
-
-    # settings
 
     def _check(self, methods: Sequence[str], background: Queries | None, mixing_weight: float | None) -> None:
         for method in methods:
@@ -479,40 +347,8 @@ def _queries(queries: Queries) -> list[Query]:
     return [query if isinstance(query, Query) else Query.model_validate(query) for query in queries]
 
 
-def _preset(method: str, score: ScoreConfig) -> ScoreConfig:
-    """The score settings of a gradient method."""
-    changes = GRADIENT_METHODS[method].changes
-    if changes.get("whitening") == "mixed" and score.whitening != "mixed":
-        raise InputError(f"the method {method} mixes in R_eval, which one question has not; give a background")
-    if score.whitening == "none" and changes.get("whitening", "none") == "train":
-        raise InputError(f"the method {method} whitens by R_train, which the index does not have; use no_whitening")
-    return ScoreConfig.model_validate({**score.model_dump(), **changes})
-
-
-def _facts(reading: Reading) -> dict[str, Any]:
-    config = reading.config
-    return {
-        "whitening": config.whitening,
-        "mixing_weight": reading.mixing_weight,
-        "damping": config.damping,
-        "unit_norm": config.unit_norm,
-    }
-
-
 def _stating(query: Query, texts: Mapping[str, str]) -> frozenset[str]:
     """The documents whose text has the completion in it, as whole words."""
     asked = Query(id=query.id, prompt=query.prompt, completion=query.completion, answer_aliases=(query.completion,))
     (labelled,) = label([asked], texts.items())
     return frozenset(labelled.relevant_ids or ())
-
-
-def _word_shares(bm25: Bm25, text: str) -> tuple[Token, ...]:
-    """The words of the question that a text has, and what each occurrence adds to its score."""
-    by_word = bm25.word_scores(text)
-    found = [(match, match[0].lower()) for match in WORD.finditer(text)]
-    counts: dict[str, int] = {}
-    for _, word in found:
-        counts[word] = counts.get(word, 0) + 1
-    return tuple(
-        Token(match.start(), match.end(), by_word[word] / counts[word]) for match, word in found if word in by_word
-    )

@@ -267,6 +267,7 @@ def test_documents_come_by_id_with_where_they_are_from_and_with_their_neighbours
         ({"mixing_weight": 0.5}, "one question alone has no R_eval worth mixing in"),
         ({"completion": "  "}, "the completion is '  '; give what the model says after the prompt"),
         ({"contrast": ""}, "the completion is ''"),
+        ({"contrast": COMPLETION}, "differ in nothing"),
         ({"prompt": "river " * 4000}, "tokens long and the model's context"),
         ({"background": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
