@@ -64,7 +64,7 @@ from trackstar.tasks.scoring.whitening import (
     FactorRequest,
     SpectrumRequest,
     TrainNormsRequest,
-    read_norms,
+    TrainWhitening,
     write_factors,
     write_spectrum,
     write_train_norms,
@@ -233,7 +233,7 @@ class Readers:
 
     def _read_train_norms(self) -> None:
         for path in self.index.shard_paths:
-            read_norms(self.request.train_norms.path(self.world.index), path)
+            TrainWhitening(norms=self.request.train_norms.path(self.world.index)).document_norms(path)
 
     def _read_queries(self) -> None:
         read_query_vectors(self.request)

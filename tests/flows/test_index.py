@@ -165,7 +165,7 @@ def test_a_corpus_of_which_every_row_was_quarantined_is_refused():
 
 def test_a_corpus_without_a_usable_document_is_refused(llama, tmp_path):
     write_lines(tmp_path / "c.jsonl", [line(""), b"?"])
-    with pytest.raises(InputError, match="no usable document; row 0 of .*: empty text"):
+    with pytest.raises(InputError, match=r"no usable document; row 0 of .*: empty text"):
         build(tmp_path / "index", llama, tmp_path / "c.jsonl", mode="factored")
     assert not (tmp_path / "index" / "index.json").exists()
 
