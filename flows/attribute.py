@@ -21,8 +21,9 @@ from trackstar.flows.config import AttributeConfig
 from trackstar.storage.queries import Query, read_queries
 from trackstar.storage.writer import reading
 from trackstar.tasks.index.contents import Index, read_index
-from trackstar.tasks.report.results import encode, rank, ranking_table, score_request, write_results
+from trackstar.tasks.report.results import write_results
 from trackstar.tasks.scoring.grouped import candidate_scores, collapse_duplicates, grouped_influence, with_texts
+from trackstar.tasks.scoring.rank import encode, rank, ranking_table, score_request
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest
 
 METHOD = "trackstar"

@@ -14,7 +14,8 @@ from trackstar.tasks.methods.registry import Comparison
 from trackstar.tasks.report.artifacts import publish_metrics
 from trackstar.tasks.report.comparison import Measured, write_comparison
 from trackstar.tasks.report.explanation import ExplanationConfig, explain
-from trackstar.tasks.report.results import encode, write_results
+from trackstar.tasks.report.results import write_results
+from trackstar.tasks.scoring.rank import encode
 
 
 @flow(name="compare", flow_run_name="compare {config.subject}", task_runner=ThreadPoolTaskRunner(max_workers=1))

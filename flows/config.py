@@ -10,25 +10,32 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.layout import StoreAs, location
 from trackstar.storage.queries import Id, Query, Text, read_ids, read_queries
 from trackstar.storage.verification import require_no_indexes
+from trackstar.tasks.asking.settings import ASKED_METHODS
 from trackstar.tasks.demo.settings import DemoCorpusConfig, TrainingConfig
 from trackstar.tasks.evaluation.settings import (
     EntailmentConfig,
     Judge,
     TailPatchConfig,
-    TokenInfluenceConfig,
     require_undecided,
 )
 from trackstar.tasks.index.index_file import existing_index, read_index, require_autocorrelation, require_same_kind
 from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig, FactorConfig
-from trackstar.tasks.methods.settings import DEFAULT_METHODS, METHODS, InfluenceConfig, MethodSettings, require_possible
+from trackstar.tasks.methods.settings import (
+    DEFAULT_METHODS,
+    METHODS,
+    TRACKSTAR,
+    InfluenceConfig,
+    MethodSettings,
+    require_possible,
+)
 from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
 from trackstar.tasks.models.checkpoint_files import model_files, require_whole
 from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
 from trackstar.tasks.runtime.settings import Option, Settings
-from trackstar.tasks.scoring.settings import ScoreConfig
+from trackstar.tasks.scoring.settings import DAMPING, ScoreConfig, TokenInfluenceConfig
 
-WHAT, WHERE = "Input and output", "Where it runs"  # groups of options
+WHAT, WHERE, MEMORY = "Input and output", "Where it runs", "Memory"  # groups of options
 
 # Absolute: workers run in other directories.
 Url = Annotated[str, AfterValidator(lambda url: str(location(url))), Option(metavar="DIR", group=WHAT)]
@@ -186,6 +193,39 @@ class AttributeConfig(FlowConfig):
         if not self.completion.strip():
             raise InputError(f"--completion is {self.completion!r}; type what the model says after the prompt")
         return Query(id="typed", prompt=self.prompt, completion=self.completion)
+
+
+class AskCommandConfig(FlowConfig):
+    """One question at a terminal."""
+
+    index: Url = Field(title="Index", description="A finished index.")
+    methods: Annotated[tuple[str, ...], Option(metavar="NAME,...", group=WHAT)] = Field(
+        (TRACKSTAR,), title="Methods", description=f"Any of {', '.join(ASKED_METHODS)}."
+    )
+    contrast: Annotated[str | None, Option(metavar="TEXT", group=WHAT)] = Field(
+        None, title="Contrast", description="Ask about the completion rather than this."
+    )
+    background: File | None = Field(
+        None, title="Standing queries", description="Whose R_eval is mixed in; without them R_train alone whitens."
+    )
+    dense_encoder: Directory | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
+    top_k: Annotated[int, Option(group="Scores")] = Field(
+        5, ge=0, title="Top k", description="Proponents and opponents of each method; 0: every document."
+    )
+    mixing_weight: Annotated[float | None, Option(group="Scores")] = Field(
+        None, ge=0, lt=1, title="Mixing weight", description="λ with --background; by default where the spectra cross."
+    )
+    damping: Annotated[float | None, Option(group="Scores")] = Field(
+        None, ge=0, title="Damping", description=f"Relative to R_train's mean eigenvalue; by default {DAMPING:g}."
+    )
+    memory_gib: Annotated[float, Option(group=MEMORY)] = Field(
+        2.0, ge=0, title="Memory", description="GiB that may be held: factors, norms, gradients."
+    )
+    prepare: Annotated[bool, Option(group=MEMORY)] = Field(
+        False, title="Prepare", description="Write the factors and norms that the index lacks for questions, once."
+    )
 
 
 class CompareConfig(AttributeConfig):

@@ -19,7 +19,7 @@
       judgements/<digest>/           judgements.parquet: how surely documents entail the facts asked about
       queries/<digest>/              vectors.safetensors, queries.parquet
       tail_patch/<digest>/           tail_patch.parquet: what training on each proponent changes
-      token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
+      token_influence/<digest>/      token_influence.parquet: two shares of each token in a proponent's score
       histograms/<digest>/           histogram.parquet, evidence.parquet: all scores of a query counted in bins
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
     OUT/

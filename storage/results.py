@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import IO, Any, Protocol
 
 import polars as pl
 from upath import UPath
@@ -33,6 +34,7 @@ RESULT_SCHEMA = pl.Schema(
     }
 )
 
+READ_BYTES = 1 << 20  # at a time, while a digest is taken
 CURE = "run `trackstar attribute` or `trackstar compare` again"
 
 
@@ -100,14 +102,37 @@ def read_proponents(directory: UPath) -> pl.DataFrame:
         MissingError: There is none, or no ``run.json`` that says what it holds.
         CorruptionError: One of the two is not what was written.
     """
-    path, files = directory / PROPONENTS_PARQUET, read_run(directory).get("files", {})
+    with _as_written(directory, PROPONENTS_PARQUET) as file:
+        return pl.read_parquet(io.BytesIO(file.read()))
+
+
+def read_lines(directory: UPath) -> Iterator[dict[str, Any]]:
+    """The records of ``proponents.jsonl``, one a query and method.
+
+    Raises:
+        MissingError: There is none, or no ``run.json`` that says what it holds.
+        CorruptionError: One of the two is not what was written.
+    """
+    with _as_written(directory, PROPONENTS_JSONL) as file:
+        yield from map(json.loads, file)
+
+
+@contextmanager
+def _as_written(directory: UPath, name: str) -> Iterator[IO[bytes]]:
+    """A file of results, open to be read, once its bytes are known to be those that were written."""
+    path, files = directory / name, read_run(directory).get("files", {})
     try:
-        content = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError:
         raise MissingError(path, "does not exist", CURE) from None
-    if hashlib.sha256(content).hexdigest() != files.get(PROPONENTS_PARQUET):
-        raise CorruptionError(path, f"differs from what {RUN} says was written (SHA-256 mismatch)", CURE)
-    return pl.read_parquet(io.BytesIO(content))
+    with file:
+        digest = hashlib.sha256()
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+        if digest.hexdigest() != files.get(name):
+            raise CorruptionError(path, f"differs from what {RUN} says was written (SHA-256 mismatch)", CURE)
+        file.seek(0)
+        yield file
 
 
 def released_lines(

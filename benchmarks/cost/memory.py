@@ -22,7 +22,8 @@ from benchmarks.cost.random_index import blocks, random_queries, random_shards, 
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query
 from trackstar.tasks.index.contents import require_documents
-from trackstar.tasks.methods.bm25 import BM25, RANDOM, BaselineRequest, rank_by_baseline
+from trackstar.tasks.methods.bm25 import BaselineRequest, rank_by_baseline
+from trackstar.tasks.methods.settings import BM25, RANDOM
 from trackstar.tasks.methods.tracin import TracInRequest, rank_by_tracin
 from trackstar.tasks.runtime.stage import Stage, StageRequest, build
 

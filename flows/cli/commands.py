@@ -16,6 +16,7 @@ from trackstar.flows.cli.help import CONTEXT, Command, Commands, GroupedOption
 from trackstar.flows.cli.running import finish, run
 from trackstar.flows.cli.sentences import explain, printable
 from trackstar.flows.config import (
+    AskCommandConfig,
     AttributeConfig,
     CompareConfig,
     DemoConfig,
@@ -78,7 +79,21 @@ def compare(config: CompareConfig, **output: bool) -> None:
     """The same queries through every method: metrics.json and report.html."""
     following = f"trackstar show {quote(config.out)}"
     page = f"{config.out}/report.html"
-    finish("metrics", run("compare", config, **output), page=page, following=following, **output)
+    result = run("compare", config, **output), config.out, config.methods
+    finish("comparison", *result, page=page, following=following, **output)
+
+
+@command(
+    "ask",
+    click.Argument(["prompt"]),
+    click.Argument(["completion"], required=False),
+    config=AskCommandConfig,
+    example="trackstar ask --index index 'The capital of France is' ' Paris'",
+)
+def ask(config: AskCommandConfig, prompt: str, completion: str | None, quiet: bool, **output: bool) -> None:
+    """One question, answered at once: which documents carry what the model says after a prompt."""
+    answer = import_module("trackstar.flows.cli.ask").answered(config, prompt, completion, quiet=quiet)
+    finish("answer", answer, quiet=quiet, **output)
 
 
 @command("demo", config=DemoConfig, example="trackstar demo --out demo")

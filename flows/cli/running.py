@@ -31,7 +31,9 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool, **_: bool)
 
 def start(flow: str, config: FlowConfig) -> Any:
     """Run a flow with settings that are known to be right."""
-    return import_module("trackstar.flows.cli.runs").recorded(getattr(import_module(f"flows.{flow}"), flow), config)
+    return import_module("trackstar.flows.cli.runs").recorded(
+        getattr(import_module(f"trackstar.flows.{flow}"), flow), config
+    )
 
 
 def finish(

@@ -1,6 +1,6 @@
 """What a command prints when it is done, and what ``show`` and ``verify`` print about a directory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from math import ceil
@@ -11,10 +11,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from trackstar.flows.cli.proponents_text import proponents_text
 from trackstar.flows.cli.sentences import printable
 from trackstar.storage.errors import CorruptionError, InputError
 from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
-from trackstar.storage.results import CURE, PROPONENT, read_json, read_proponents, read_run
+from trackstar.storage.results import CURE, read_json, read_run
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
 from trackstar.storage.writer import changing, reading
@@ -39,9 +40,6 @@ class Outcome(NamedTuple):
     page: str = ""
 
 
-SHOWN_QUERIES = 5
-SHOWN_PROPONENTS = 3
-SHOWN_CHARACTERS = 70
 SOUND = "all bytes are as they were written"
 SHORT_NAME = 12  # of a metric: no wider than its interval
 
@@ -67,6 +65,16 @@ def budget_outcome(budget: Any) -> Outcome:
 
 def attribution_outcome(record: Any, out: str) -> Outcome:
     return Outcome(attribution_table(out), record)
+
+
+def answer_outcome(answer: Any) -> Outcome:
+    return Outcome(answer, answer.to_dict())
+
+
+def comparison_outcome(metrics: Any, out: str, methods: Sequence[str]) -> Outcome:
+    """The best proponents of the first queries by each method, above the metrics."""
+    found = metrics_outcome(metrics)
+    return found._replace(table=Group(proponents_text(location(out), methods), found.table))
 
 
 def metrics_outcome(metrics: Any) -> Outcome:
@@ -143,18 +151,9 @@ def budget_table(budget: Any) -> RenderableType:
 
 
 def attribution_table(out: str) -> RenderableType:
-    """The best proponents of the first queries, and λ."""
-    frame = read_proponents(location(out))
+    """The best proponents of the first queries as texts, and λ."""
     run = read_run(location(out))
     (method,) = run["methods"].values()
-    frame = frame.filter(frame["method"] == method["method"])
-    table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
-    best = frame.filter((frame["kind"] == PROPONENT) & (frame["rank"] <= SHOWN_PROPONENTS))
-    for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
-        for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
-            table.add_row(
-                plain(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", plain(_short(row["candidate_id"]))
-            )
     facts = [
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),
@@ -164,7 +163,8 @@ def attribution_table(out: str) -> RenderableType:
         ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
-    return Group(table, facts_table("Run", facts), *spectra)
+    shown = proponents_text(location(out), [method["method"]])
+    return Group(shown, facts_table("Run", facts), *spectra)
 
 
 def metrics_table(metrics: Any) -> RenderableType:
@@ -308,7 +308,7 @@ def _disk_table(path: Any) -> Table:
 
 def _correction(engine: Any) -> list[tuple[str, str]]:
     """What gradients are corrected by where it is not V, and how far its estimate has settled."""
-    from trackstar.tasks.index.kronecker import factor_facts
+    from trackstar.tasks.index.index_file import factor_facts
 
     name, facts = engine.gradient.correction, factor_facts(engine.kronecker)
     if not facts:
@@ -405,7 +405,3 @@ def _cost(seconds: float | None, num_bytes: int | None) -> tuple[str, str]:
 
 def _size_bytes(path: Any) -> int:
     return path.fs.du(path.path)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

@@ -22,17 +22,6 @@ class TailPatchConfig(Settings):
     learning_rate: float = Field(3e-4, gt=0, description="Root mean square of a step at most, per parameter.")
 
 
-class TokenInfluenceConfig(Settings):
-    """Whose tokens are read."""
-
-    model_config = ConfigDict(title="Token influence")
-    option_prefix = "token-influence"
-
-    num_proponents: Annotated[int, Option("--token-influence")] = Field(
-        5, ge=0, description="Proponents of each query that are read; 0: none, skip it."
-    )
-
-
 class EntailmentConfig(Settings):
     """What is judged, and what counts as evidence."""
 

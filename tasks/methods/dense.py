@@ -6,6 +6,7 @@ score    e(query) · e(document)
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,7 +137,7 @@ def embed_documents(request: EmbeddingRequest, draft: Draft) -> None:
     texts = read_table(request.documents.path(request.index), DOCUMENTS)["text"].to_list()
     with progress(request.label, total=len(texts), unit="documents") as advance:
         parts = []
-        for part in _embed(request.encoder, texts):
+        for part in embed(request.encoder, texts):
             parts.append(part)
             advance(len(part))
     write_arrays(draft.path / EMBEDDINGS, {EMBEDDING: np.concatenate(parts)})
@@ -146,7 +147,7 @@ def embed_documents(request: EmbeddingRequest, draft: Draft) -> None:
 @stage
 def rank_by_embeddings(request: DenseRequest, draft: Draft) -> None:
     """Write each query's most similar documents; there are no opponents, unlike texts speak against nothing."""
-    queries = np.concatenate(list(_embed(request.encoder, [search_text(query) for query in request.queries])))
+    queries = np.concatenate(list(embed(request.encoder, [search_text(query) for query in request.queries])))
     stored = (read_arrays(artifact.path(request.index), EMBEDDINGS)[EMBEDDING] for artifact in request.embeddings)
     parts = (queries.astype(np.float64) @ documents.astype(np.float64).T for documents in stored)
     candidates = Candidates(request.documents, request.index, request.tombstones)
@@ -167,7 +168,7 @@ def rank_by_embeddings(request: DenseRequest, draft: Draft) -> None:
     }
 
 
-def _embed(encoder: Encoder, texts: Sequence[str]) -> Iterator[ndarray]:
+def embed(encoder: Encoder, texts: Sequence[str]) -> Iterator[ndarray]:
     """The embeddings [n d] of some texts at a time, in order."""
     tokenizer, model = _load(encoder.checkpoint)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -182,6 +183,7 @@ def _embed_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: li
     return normalize(pool(states, batch["attention_mask"], encoder.pooling.mode), dim=1).cpu().numpy()
 
 
+@lru_cache(maxsize=1)
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, padding_side="right")

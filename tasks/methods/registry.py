@@ -46,7 +46,7 @@ from trackstar.tasks.methods.settings import (
 )
 from trackstar.tasks.methods.tracin import TracInRequest, rank_by_tracin
 from trackstar.tasks.models.checkpoint import Checkpoint, read_checkpoint
-from trackstar.tasks.report.results import encode, rank
+from trackstar.tasks.scoring.rank import encode, rank
 from trackstar.tasks.scoring.settings import ScoreConfig
 
 __all__ = ["DEFAULT_METHODS", "DENSE", "METHODS", "TRACKSTAR", "Comparison", "MethodSettings", "require_possible"]

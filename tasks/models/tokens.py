@@ -124,6 +124,19 @@ def _without_post_processor(tokenizer: PreTrainedTokenizerBase) -> _Bare:
     return _Bare(bare, frozenset(token.content for token in special))
 
 
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, query: Query) -> list[int]:
+    """Tokenize the prompt alone, as what a model continues: special tokens added at its end are left out.
+
+    Raises:
+        InputError: The prompt is empty and the tokenizer has no token that a text begins with.
+    """
+    prompt = tokenizer(query.prompt, return_special_tokens_mask=True, truncation=False, verbose=False)
+    ids, is_added = prompt["input_ids"], prompt["special_tokens_mask"]
+    while len(ids) > 1 and is_added[len(ids) - 1]:
+        ids = ids[:-1]
+    return ids or [_beginning(tokenizer, query)]
+
+
 def _beginning(tokenizer: PreTrainedTokenizerBase, query: Query) -> int:
     """The token a text without a prompt is predicted from."""
     candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from rank_bm25 import BM25Okapi
 from scipy.sparse import csr_array
 
@@ -51,27 +51,52 @@ class Bm25:
     One thing differs from the library. It gives a word found in more than half of the documents a quarter of the mean
     idf, and in a small corpus whose words are mostly shared that mean is negative: a document would lose by containing
     a word of the query. Such a word counts nothing here.
+
+    Attributes:
+        columns: The words of all queries that the corpus has, numbered.
     """
 
     def __init__(self, corpus: CorpusCounts, queries: Sequence[str]) -> None:
         asked = [[word for word in words(text) if word in corpus.document_frequencies] for text in queries]
-        self._columns = {word: column for column, word in enumerate(dict.fromkeys(chain(*asked)))}
-        self._queries = _counts(asked, self._columns)
-        if self._columns:  # rank-bm25 divides by the number of documents and by that of distinct words
+        self.columns = {word: column for column, word in enumerate(dict.fromkeys(chain(*asked)))}
+        self._queries = _counts(asked, self.columns)
+        if self.columns:  # rank-bm25 divides by the number of documents and by that of distinct words
             self._library = _library(corpus)
-            self._idf = np.maximum([self._library.idf[word] for word in self._columns], 0.0)
+            self._idf = np.maximum([self._library.idf[word] for word in self.columns], 0.0)
 
     def scores(self, documents: Sequence[str]) -> Float[np.ndarray, "q n"]:
         """Score some documents of the corpus; a query that shares no word with one scores 0."""
-        if not self._columns:
-            return np.zeros((self._queries.shape[0], len(documents)))
         found = [words(text) for text in documents]
-        f = _counts(found, self._columns).tocoo()
+        lengths = np.array([len(of_document) for of_document in found], dtype=np.int64)
+        return self.scores_of_counts(_counts(found, self.columns), lengths)
+
+    def scores_of_counts(self, counts: csr_array, lengths: Int[np.ndarray, " n"]) -> Float[np.ndarray, "q n"]:
+        """The same of documents whose words were counted.
+
+        Args:
+            counts: f(w,d) [n w], the words as ``columns`` has them.
+            lengths: |d|.
+        """
+        if not self.columns:
+            return np.zeros((self._queries.shape[0], len(lengths)))
+        return (self._queries @ self._weighted(counts, lengths).T).toarray()
+
+    def word_scores(self, document: str) -> dict[str, float]:
+        """What each word adds to a document's score for the first query, all of its occurrences together."""
+        if not self.columns:
+            return {}
+        found = words(document)
+        weighted = self._weighted(_counts([found], self.columns), np.array([len(found)]))
+        parts = self._queries[[0]].multiply(weighted).tocoo()
+        added = dict(zip(parts.col.tolist(), parts.data.tolist(), strict=True))
+        return {word: added[column] for word, column in self.columns.items() if added.get(column)}
+
+    def _weighted(self, counts: csr_array, lengths: np.ndarray) -> csr_array:
+        f = counts.tocoo()
         k1, b, mean_length = self._library.k1, self._library.b, self._library.avgdl
-        lengths = np.array([len(of_document) for of_document in found])[f.row]
         # idf(w) · f(w,d) (k1 + 1) / (f(w,d) + k1 (1 - b + b |d| / mean |d|))
-        f.data *= self._idf[f.col] * (k1 + 1) / (f.data + k1 * (1 - b + b * lengths / mean_length))
-        return (self._queries @ f.tocsr().T).toarray()
+        f.data = f.data * self._idf[f.col] * (k1 + 1) / (f.data + k1 * (1 - b + b * lengths[f.row] / mean_length))
+        return f.tocsr()
 
 
 def _counts(texts: Sequence[Sequence[str]], columns: dict[str, int]) -> csr_array:

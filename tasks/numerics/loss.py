@@ -5,12 +5,13 @@ z  [T v]  logits, head(h)                                p  [T v]  softmax(z)
 Loss = Σ_t −log softmax(z_t)[token_{t+1}]   over the chosen tokens: a sum, never a mean
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from trackstar.tasks.numerics.labels import Labels
 
@@ -67,13 +68,35 @@ class TokenLoss:
             losses.index_add_(0, places[part, 0], token_losses(logits, targets[part])[0].double())
         return losses
 
-    def _states(self, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def slopes(
+        self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"], run: Callable[..., object]
+    ) -> Float[Tensor, "b t"]:
+        """Return d loss / dε of every chosen token, in float64, where ``run`` gives activations their tangents by ε.
+
+        Args:
+            run: Calls the module it is given, within a level of forward-mode differentiation.
+        """
+        states, targets, places = self._states(tokens, chosen, run)
+        h, h_dot = forward_ad.unpack_dual(states)
+        slopes = torch.zeros(len(h), dtype=torch.float64, device=tokens.device)
+        for part in self._chunks(h):
+            with torch.enable_grad():
+                _, gradient = self._loss_and_gradient(h[part].detach(), _Wanted(targets[part], places[part], None))
+            if h_dot is not None:
+                slopes[part] = (gradient.double() * h_dot[part].double()).sum(1)
+        found = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+        found[:, 1:][chosen[:, 1:]] = slopes
+        return found
+
+    def _states(
+        self, tokens: Tensor, chosen: Tensor, run: Callable[..., object] = lambda module, **inputs: module(**inputs)
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What predicts each chosen token (hidden state, or logits), that token, and its row and position."""
         is_target = chosen[:, 1:]
         if self.is_chunked:
-            states = self._model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            states = run(self._model.base_model, input_ids=tokens, use_cache=False).last_hidden_state
         else:
-            states = self._model(input_ids=tokens, use_cache=False).logits
+            states = run(self._model, input_ids=tokens, use_cache=False).logits
         places = is_target.nonzero() + torch.tensor([0, 1], device=tokens.device)
         return states[:, :-1][is_target], tokens[:, 1:][is_target], places
 

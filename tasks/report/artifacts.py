@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from trackstar.storage.layout import REPORT, location
 from trackstar.storage.queries import Query
 from trackstar.storage.results import PROPONENT
 from trackstar.tasks.evaluation.metrics import Metrics
+from trackstar.tasks.runtime.prefect_context import in_flow
 
 SHOWN_QUERIES = 20
 SHOWN_PROPONENTS = 5
@@ -66,14 +66,26 @@ def metrics_rows(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def publish_proponents(markdown: str) -> None:
+    if not in_flow():
+        return
+    from prefect.artifacts import create_markdown_artifact
+
     create_markdown_artifact(markdown, key="proponents", description="The best proponents of each query.")
 
 
 def publish_spectrum(markdown: str, *, method: str) -> None:
+    if not in_flow():
+        return
+    from prefect.artifacts import create_markdown_artifact
+
     key = f"spectrum-{re.sub('[^a-z0-9]+', '-', method.lower())}"
     create_markdown_artifact(markdown, key=key, description=f"R_train, R_eval and λ of {method}.")
 
 
 def publish_metrics(metrics: Metrics, out: str) -> None:
+    if not in_flow():
+        return
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+
     create_table_artifact(metrics_rows(metrics), key="metrics", description="Metrics with 95 % bootstrap intervals.")
     create_link_artifact((location(out) / REPORT).absolute().as_uri(), key="report", link_text=REPORT)

@@ -58,7 +58,7 @@ class Token(NamedTuple):
 
 
 class NamedShare(NamedTuple):
-    """A token as it is named below a passage; the beginning of the text, a token without characters, as None."""
+    """A token as it is named below a passage; the end of the text, a token without characters, as None."""
 
     text: str | None
     share: float

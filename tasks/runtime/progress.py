@@ -1,13 +1,13 @@
-"""Progress a person can watch: a line on a terminal, log lines with throughput and time left, an artifact in the UI."""
+"""Progress a person can watch: a line on a terminal, log lines with throughput and time left, an artifact in the UI.
 
+Outside of a Prefect run there is only the line; nothing here imports Prefect before a flow has.
+"""
+
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
-from prefect.exceptions import MissingContextError
 
 from trackstar.tasks.runtime.terminal_line import step
 
@@ -46,6 +46,8 @@ class _Report:
 
     def close(self) -> None:
         if self._artifact_id is not None:
+            from prefect.artifacts import update_progress_artifact
+
             update_progress_artifact(self._artifact_id, progress=100.0)
 
     def _publish(self, elapsed_s: float) -> None:
@@ -54,12 +56,30 @@ class _Report:
         line = (
             f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left_s:,.0f} s left"
         )
-        try:
-            get_run_logger().info(line)
-        except MissingContextError:
+        logger = run_logger()
+        if logger is None:
             return
-        percent = min(100.0, 100 * self._done / max(self._total, 1))
+        logger.info(line)
+        self._show(min(100.0, 100 * self._done / max(self._total, 1)))
+
+    def _show(self, percent: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+        from prefect.context import TaskRunContext
+
         if self._artifact_id is not None:
             update_progress_artifact(self._artifact_id, progress=percent)
         elif TaskRunContext.get() is not None:
             self._artifact_id = create_progress_artifact(progress=percent, description=self._description)
+
+
+def run_logger() -> logging.Logger | logging.LoggerAdapter | None:
+    """The log of the Prefect run that this happens in, or None."""
+    if "prefect" not in sys.modules:
+        return None
+    from prefect import get_run_logger
+    from prefect.exceptions import MissingContextError
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return None

@@ -16,7 +16,8 @@ from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 
 from trackstar.storage.manifest import Artifact
-from trackstar.tasks.runtime.dask import LOCAL, connect
+from trackstar.tasks.runtime.dask import LOCAL
+from trackstar.tasks.runtime.dask_cluster import connect
 from trackstar.tasks.runtime.stage import Stage, StageRequest, finished, gather
 from trackstar.tasks.runtime.terminal_line import step
 

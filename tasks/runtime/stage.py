@@ -7,35 +7,30 @@ Two layers keep work from being done twice. The manifest on disk is the authorit
 Prefect database and a move to another machine. Prefect's result cache sits in front, keyed by the same identity; where
 an artifact has been deleted since, the cached record is refreshed instead of believed. A task run that computed nothing
 is ``Cached`` in the UI, whichever of the two said so.
+
+Outside of a flow a stage runs where it is called, and imports no Prefect: a question that a person waits for, a test.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from __future__ import annotations
 
-from prefect import task
-from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, wait
-from prefect.states import Completed
-from prefect.task_runners import TaskRunner
-from prefect.tasks import Task, exponential_backoff
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from trackstar.storage.errors import StorageError
 from trackstar.storage.layout import artifact_directory
 from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
+from trackstar.tasks.runtime.prefect_context import in_flow
 from trackstar.tasks.runtime.terminal_line import step
 
-CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
-NUM_RETRIES = 3
-RETRY_BACKOFF_S = 2
-RETRY_JITTER = 0.3
-PERMANENT = (
-    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError,
-    PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
-)  # fmt: skip
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+    from prefect.futures import PrefectFuture
+    from prefect.task_runners import TaskRunner
+    from prefect.tasks import Task
 
 
 class StageRequest(BaseModel):
@@ -78,25 +73,69 @@ class StageRequest(BaseModel):
 StageBody = Callable[[Any, Draft], None]
 
 
-class Stage:
-    """A stage as flows use it: ``submit`` one request, or ``map`` many."""
+class Done(NamedTuple):
+    """A future whose work is done: that of a step which ran where it was submitted."""
 
-    def __init__(self, body: StageBody, prefect_task: Task) -> None:
-        self.body = body
-        self.task = prefect_task
-        self.__doc__ = body.__doc__
+    value: Any
 
-    def submit(self, request: StageRequest, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture[Artifact]:
+    def result(self) -> Any:
+        return self.value
+
+
+class CachedTask:
+    """A function of one request that flows submit as a Prefect task.
+
+    Used alone for a step whose result is small enough to be kept by Prefect and is no artifact.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.fn = function
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def task(self) -> Task:
+        from trackstar.tasks.runtime.prefect_tasks import prefect_task
+
+        return prefect_task(self.fn)
+
+    def submit(self, request: Any, *, wait_for: Iterable[PrefectFuture] = ()) -> PrefectFuture | Done:
+        if not in_flow():
+            return Done(self._run_here(request))
         return self._task_for(request).submit(request, wait_for=list(wait_for))
 
-    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture]:
+    def __call__(self, request: Any) -> Any:
+        return self.submit(request).result()
+
+    def _run_here(self, request: Any) -> Any:
+        return self.fn(request)
+
+    def _task_for(self, request: Any) -> Task:
+        return self.task
+
+
+class Stage(CachedTask):
+    """A stage as flows use it: ``submit`` one request, or ``map`` many."""
+
+    def __init__(self, body: StageBody) -> None:
+        self.body = body
+
+        def run(request: StageRequest) -> Artifact | State:
+            from trackstar.tasks.runtime.prefect_tasks import cached
+
+            found = finished(request)
+            return build(body, request) if found is None else cached(found)
+
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        super().__init__(run)
+
+    def map(self, requests: Sequence[StageRequest], *, runner: TaskRunner | None = None) -> list[PrefectFuture | Done]:
         """Submit all, to the flow's own task runner or to another one that has been started."""
         if runner is None:
             return [self.submit(request) for request in requests]
         return [runner.submit(self._task_for(request), parameters={"request": request}) for request in requests]
 
-    def __call__(self, request: StageRequest) -> Artifact:
-        return self.submit(request).result()
+    def _run_here(self, request: StageRequest) -> Artifact:
+        return build(self.body, request)
 
     def _task_for(self, request: StageRequest) -> Task:
         is_there = is_complete(request.directory, request.identity())
@@ -105,33 +144,12 @@ class Stage:
 
 def stage(body: StageBody) -> Stage:
     """Make a stage of a function that fills a draft from a request."""
-
-    def run(request: StageRequest) -> Artifact | State:
-        found = finished(request)
-        return build(body, request) if found is None else Completed(name=CACHED, data=found)
-
-    run.__name__, run.__doc__ = body.__name__, body.__doc__
-    return Stage(body, cached_task(run))
+    return Stage(body)
 
 
-def cached_task(function: Callable[[Any], Any]) -> Task:
-    """A Prefect task of one request: cached by the request's own key, retried where that can help.
-
-    Also used alone, for a step whose result is small enough to be kept by Prefect and is no artifact.
-    """
-    return task(
-        function,
-        name=function.__name__.replace("_", "-"),
-        task_run_name="{request.label}",
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _, parameters: parameters["request"].cache_key),
-        persist_result=True,
-        result_serializer="json",
-        cache_result_in_memory=False,
-        retries=NUM_RETRIES,
-        retry_delay_seconds=exponential_backoff(backoff_factor=RETRY_BACKOFF_S),
-        retry_jitter_factor=RETRY_JITTER,
-        retry_condition_fn=is_transient,
-    )
+def cached_task(function: Callable[[Any], Any]) -> CachedTask:
+    """Make a task of a function of one request, which names its own ``cache_key`` and ``label``."""
+    return CachedTask(function)
 
 
 def build(body: StageBody, request: StageRequest) -> Artifact:
@@ -152,21 +170,13 @@ def finished(request: StageRequest) -> Artifact | None:
     return _reference(request) if is_complete(request.directory, request.identity()) else None
 
 
-def gather(futures: Sequence[PrefectFuture[Artifact]]) -> list[Artifact]:
+def gather(futures: Sequence[PrefectFuture | Done]) -> list[Any]:
     """Wait for all, so that one failure throws away no sibling's work; then raise the first failure."""
-    wait(list(futures))
-    return [future.result() for future in futures]
+    if all(isinstance(future, Done) for future in futures):
+        return [future.result() for future in futures]
+    from trackstar.tasks.runtime.prefect_tasks import results
 
-
-def is_transient(_: Task, __: TaskRun, state: State) -> bool:
-    """Whether trying again could help: input and output, memory and lost workers, yes; wrong input, no."""
-    try:
-        state.result()
-    except PERMANENT:
-        return False
-    except Exception:  # Prefect asks about any failure; all that is not known to be permanent is worth a retry
-        return True
-    return False
+    return results(futures)
 
 
 def _reference(request: StageRequest) -> Artifact:

@@ -41,11 +41,7 @@ class QueryRequest(StageRequest):
 def encode_queries(request: QueryRequest, draft: Draft) -> None:
     """Write the projected gradient of every query's completion loss, what the model itself says, and its warnings."""
     with open_engine(request.engine) as engine:
-        tokens = _tokens(engine, request.queries)
-        losses, vectors = engine.gradients(
-            [item.ids for item in tokens], first_targets=[item.completion_start for item in tokens]
-        )
-        _require_usable(request.queries, losses, vectors)
+        tokens, losses, vectors = query_gradients(engine, request.queries)
         answers = [_answer(engine, item) for item in tokens]
     write_arrays(draft.path / QUERY_VECTORS, vectors)
     write_table(
@@ -68,6 +64,22 @@ def encode_queries(request: QueryRequest, draft: Draft) -> None:
         "mean_probability": float(np.exp(-losses).mean()),
         "warnings": summary({query.id: of.warnings for query, of in zip(request.queries, tokens, strict=True)}),
     }
+
+
+def query_gradients(
+    engine: Engine, queries: Sequence[Query]
+) -> tuple[list[QueryTokens], np.ndarray, dict[str, np.ndarray]]:
+    """The tokens of each query, its loss summed over the completion [q], and its vector in each block [q d].
+
+    Raises:
+        InputError: A query is longer than the context, has no token to predict, or no finite gradient.
+    """
+    tokens = _tokens(engine, queries)
+    losses, vectors = engine.gradients(
+        [item.ids for item in tokens], first_targets=[item.completion_start for item in tokens]
+    )
+    _require_usable(queries, losses, vectors)
+    return tokens, losses, vectors
 
 
 def _tokens(engine: Engine, queries: Sequence[Query]) -> list[QueryTokens]:

@@ -1,6 +1,6 @@
 """From scores of the whole corpus, a few documents at a time, to a result table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -36,16 +36,29 @@ def rank_parts(
         top_k: How many of each kind; 0 keeps all.
         kinds: PROPONENT, OPPONENT or both.
     """
+    return rank_scored(_of_live(parts, candidates), top_k=top_k, kinds=kinds)
+
+
+def rank_scored(
+    parts: Iterable[tuple[ndarray, ndarray]], *, top_k: int, kinds: Sequence[str] = BOTH_ENDS
+) -> dict[str, Ranked]:
+    """The same of positions [n], ascending and in corpus order, and their scores [q n]."""
     kept: dict[str, list[Ranked]] = {kind: [] for kind in kinds}
+    for positions, scores in parts:
+        for kind in kinds:
+            kept[kind].append(ranking.best(scores, positions, **_end(kind, top_k)))
+            if top_k:
+                kept[kind] = [ranking.merge(kept[kind], **_end(kind, top_k))]
+    return {kind: ranking.merge(found, **_end(kind, top_k)) for kind, found in kept.items()}
+
+
+def _of_live(parts: Iterable[ndarray], candidates: Candidates) -> Iterator[tuple[ndarray, ndarray]]:
+    """Positions and scores of the documents that were not withdrawn."""
     start = 0
     for scores in parts:
         positions = candidates.live(start, start + scores.shape[1])
-        for kind in kinds:
-            kept[kind].append(ranking.best(scores[:, positions - start], positions, **_end(kind, top_k)))
-            if top_k:
-                kept[kind] = [ranking.merge(kept[kind], **_end(kind, top_k))]
+        yield positions, scores[:, positions - start]
         start += scores.shape[1]
-    return {kind: ranking.merge(found, **_end(kind, top_k)) for kind, found in kept.items()}
 
 
 def result_table(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy import ndarray
@@ -69,8 +69,23 @@ class ScoreRequest(IndexedShards):
         return TrainWhitening(factors, self.mean_squares, norms)
 
 
+class RowReader(Protocol):
+    """Gives the rows of a shard's blocks, a few at a time with the number of the first, as ``GradientReader`` does."""
+
+    @property
+    def num_rows(self) -> int: ...
+    def row_parts(self, block: str, start: int, stop: int) -> Iterator[tuple[int, ndarray]]: ...
+    def windows(self) -> Iterable[tuple[int, int]]: ...
+
+
 class Pass(NamedTuple):
-    """What one pass over the store needs to know, the same for every shard."""
+    """What one pass over the store needs to know, the same for every shard.
+
+    Attributes:
+        train_whitening: Where ‖ψ‖² and ‖φ‖² come from, unless they are given.
+        mixing_weights: Each λ that is scored.
+        config: How gradients become scores.
+    """
 
     train_whitening: TrainWhitening
     mixing_weights: tuple[float, ...]
@@ -163,8 +178,13 @@ def _spectra_facts(spectra: Mapping[str, Mapping[str, ndarray]], request: ScoreR
 
 
 def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, ndarray]]) -> mixing.MixingWeight:
-    """λ as given, as it follows from the spectra, or 0 where R_eval takes no part."""
-    config = request.config
+    return choose_mixing_weight(request.config, spectra, num_dims=sum(request.block_dims.values()))
+
+
+def choose_mixing_weight(
+    config: ScoreConfig, spectra: Mapping[str, Mapping[str, ndarray]], *, num_dims: int
+) -> mixing.MixingWeight:
+    """λ as given, as it follows from the spectra of R_train and R_eval, or 0 where R_eval takes no part."""
     if config.whitening != "mixed":
         return mixing.MixingWeight(0.0)
     if config.mixing_weight != "auto":
@@ -172,7 +192,7 @@ def _mixing_weight(request: ScoreRequest, spectra: Mapping[str, Mapping[str, nda
     try:
         return mixing.crossing_mixing_weight(
             *(np.concatenate(list(spectra[name].values())) for name in ("R_train", "R_eval")),
-            num_dims=sum(request.block_dims.values()),
+            num_dims=num_dims,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -216,8 +236,18 @@ def shard_influences(
     path: UPath, common: Pass, bases: Mapping[str, scores.QueryBasis], withdrawn: ndarray | None
 ) -> Iterator[tuple[ndarray, ndarray]]:
     """Rows [n] of a shard that were not withdrawn and their scores [weights n queries], some at a time."""
-    reader = GradientReader(path)
-    train_norms, norms = common.train_whitening.document_norms(path)
+    return row_influences(GradientReader(path), common.train_whitening.document_norms(path), common, bases, withdrawn)
+
+
+def row_influences(
+    reader: RowReader,
+    both_norms: tuple[ndarray, ndarray],
+    common: Pass,
+    bases: Mapping[str, scores.QueryBasis],
+    withdrawn: ndarray | None,
+) -> Iterator[tuple[ndarray, ndarray]]:
+    """The same of rows wherever they are kept, with their ‖ψ‖² and ‖φ‖² [n blocks]."""
+    train_norms, norms = both_norms
     readouts = [scores.Readout(basis) for basis in bases.values()]
     for start, stop in reader.windows():
         coordinates = [

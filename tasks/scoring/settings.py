@@ -1,11 +1,11 @@
-"""Settings of how gradients become scores."""
+"""Settings of how gradients become scores, and of whose tokens are read."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from trackstar.storage.errors import InputError
-from trackstar.tasks.runtime.settings import Settings
+from trackstar.tasks.runtime.settings import Option, Settings
 
 DAMPING = 0.1  # of R_train, where none is given
 
@@ -44,3 +44,14 @@ class ScoreConfig(Settings):
             raise InputError(
                 f"mixing weights are given and whitening is {self.whitening}, which has none; use --whitening mixed"
             )
+
+
+class TokenInfluenceConfig(Settings):
+    """Whose tokens are read."""
+
+    model_config = ConfigDict(title="Token influence")
+    option_prefix = "token-influence"
+
+    num_proponents: Annotated[int, Option("--token-influence")] = Field(
+        5, ge=0, description="Proponents of each query that are read; 0: none, skip it."
+    )

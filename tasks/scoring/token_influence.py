@@ -1,4 +1,8 @@
-"""The tokens that carry each shown proponent's score: one more forward and backward pass of those few documents."""
+"""The tokens that carry each shown proponent's score: a few more passes of those few documents.
+
+Two shares add up to the score each, and answer two questions. ``share``: what did the model learn by predicting this
+token? ``input_share``: through which position does the gradient pass? That is often the word before the answer.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +17,6 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
-from trackstar.tasks.evaluation.settings import TokenInfluenceConfig
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, open_engine
@@ -24,6 +27,8 @@ from trackstar.tasks.numerics.token_influence import TokenInfluence, candidate_n
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import stage
 from trackstar.tasks.scoring.score_pass import ScoreConfig
+from trackstar.tasks.scoring.settings import TokenInfluenceConfig
+from trackstar.tasks.scoring.token_shares import predicted_tokens, sequence_shares
 from trackstar.tasks.scoring.whitening import TrainWhitening
 
 SCHEMA = {
@@ -32,7 +37,8 @@ SCHEMA = {
     "position": pl.UInt32,
     "start": pl.UInt32,  # of the token in the text, in characters; a special token has none of them
     "stop": pl.UInt32,
-    "share": pl.Float64,
+    "share": pl.Float64,  # of the token as predicted
+    "input_share": pl.Float64,  # of the token as an input
 }
 
 
@@ -40,7 +46,7 @@ class TokenInfluenceRequest(IndexedShards):
     """The first proponents of a gradient method's ranking, to be read token by token."""
 
     kind: ClassVar[str] = "token_influence"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engine: EngineSpec
     queries: Artifact
@@ -87,7 +93,7 @@ class _Readouts(NamedTuple):
 
 @stage
 def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
-    """Write query_id, candidate_id, position, start, stop, share: the shares of a proponent's tokens are its score."""
+    """Write query_id, candidate_id, position, start, stop, share, input_share: a proponent's shares are its score."""
     method = request.ranking.facts["method"]  # a sweep of λ has others beside it
     ranking = read_table(request.ranking.path(request.index), RANKING).filter(pl.col("method") == method)
     wanted = ranking.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= request.config.num_proponents))
@@ -139,21 +145,47 @@ def _tables(
 ) -> list[pl.DataFrame]:
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
     number = {query_id: row for row, query_id in enumerate(query_ids)}
+    asked = [[number[query_id] for query_id in of_document] for of_document in queries_of.values()]
+    predicted = _predicted_shares(request, engine, encoded["input_ids"], asked, readouts)
     reader = TokenInfluence(engine.model, block_projections(engine.model, request.engine, device=engine.device))
     tables = []
     with reader:
-        for row, (candidate_id, asked) in enumerate(queries_of.items()):
-            chosen = [number[query_id] for query_id in asked]
-            of_queries = {name: torch.from_numpy(values[chosen]) for name, values in readouts.blocks.items()}
-            shares = _document_shares(reader, engine, encoded["input_ids"][row], of_queries, request.engine)
-            shares /= readouts.norms[row, chosen]
-            offsets = encoded["offset_mapping"][row]
+        for row, (candidate_id, ids) in enumerate(zip(queries_of, encoded["input_ids"], strict=True)):
+            of_queries = {name: torch.from_numpy(values[asked[row]]) for name, values in readouts.blocks.items()}
+            shares = _document_shares(reader, engine, ids, of_queries, request.engine)
             tables += [
-                _table(query_id, candidate_id, offsets, column)
-                for query_id, column in zip(asked, shares.T, strict=True)
+                _table(
+                    query_ids[query],
+                    candidate_id,
+                    encoded["offset_mapping"][row],
+                    [predicted[row, query], column / readouts.norms[row, query]],
+                )
+                for query, column in zip(asked[row], shares.T, strict=True)
             ]
             advance(1)
     return tables
+
+
+def _predicted_shares(
+    request: TokenInfluenceRequest,
+    engine: Engine,
+    sequences: Sequence[Sequence[int]],
+    asked: Sequence[Sequence[int]],
+    readouts: _Readouts,
+) -> dict[tuple[int, int], ndarray]:
+    """The shares of predicted tokens by the rows of document and query; a query's documents are read together."""
+    reader, found = predicted_tokens(engine, request.engine), {}
+    for query in sorted({query for of_document in asked for query in of_document}):
+        rows = [row for row, of_document in enumerate(asked) if query in of_document]
+        shares = sequence_shares(
+            reader,
+            engine,
+            [sequences[row] for row in rows],
+            {block: values[query] for block, values in readouts.blocks.items()},
+            token_budget=request.engine.model.token_budget,
+        )
+        found |= {(row, query): of_row / readouts.norms[row, query] for row, of_row in zip(rows, shares, strict=True)}
+    return found
 
 
 def _document_shares(
@@ -173,15 +205,18 @@ def _document_shares(
     return shares
 
 
-def _table(query_id: str, candidate_id: str, offsets: Sequence[tuple[int, int]], shares: ndarray) -> pl.DataFrame:
+def _table(
+    query_id: str, candidate_id: str, offsets: Sequence[tuple[int, int]], shares: Sequence[ndarray]
+) -> pl.DataFrame:
     starts, stops = zip(*offsets, strict=True)
     columns = {
-        "query_id": [query_id] * len(shares),
-        "candidate_id": [candidate_id] * len(shares),
-        "position": range(len(shares)),
+        "query_id": [query_id] * len(offsets),
+        "candidate_id": [candidate_id] * len(offsets),
+        "position": range(len(offsets)),
         "start": starts,
         "stop": stops,
-        "share": shares,
+        "share": shares[0],
+        "input_share": shares[1],
     }
     return pl.DataFrame(columns, schema=SCHEMA)
 

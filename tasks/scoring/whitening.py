@@ -95,11 +95,8 @@ def write_spectrum(request: SpectrumRequest, draft: Draft) -> None:
     """The eigenvalues of every block's R_train, largest first."""
     directory = request.autocorrelation.path(request.index)
     facts = request.autocorrelation.facts
-    blocks = list(request.block_dims)
-    rows: list[ShardRows] = []
-    if facts["num_documents"] < max(request.block_dims.values()):
-        rows = used_rows(request, request.withdrawn(), sample=facts["sample"])
-    parts = [part(_spectrum, rows, directory, block, facts["num_documents"]) for block in blocks]
+    blocks, rows = list(request.block_dims), spectrum_rows(request)
+    parts = [part(block_spectrum, rows, directory, block, facts["num_documents"]) for block in blocks]
     write_arrays(draft.path / SPECTRUM, dict(zip(blocks, compute(parts, where=request.dask), strict=True)))
     draft.facts |= {"num_documents": facts["num_documents"]}
 
@@ -115,6 +112,14 @@ def write_train_norms(request: TrainNormsRequest, draft: Draft) -> None:
         norms = [part(_block_norms, run, factors, block) for block in request.block_dims]
         parts.append(part(_write_norms, norms, [draft.path / norms_file(shard.name) for shard in run]))
     compute(parts, where=request.dask)
+
+
+def spectrum_rows(request: SpectrumRequest) -> list[ShardRows]:
+    """The rows R_train is taken from, where they are fewer than a block has dimensions; else none are needed."""
+    facts = request.autocorrelation.facts
+    if facts["num_documents"] >= max(request.block_dims.values()):
+        return []
+    return used_rows(request, request.withdrawn(), sample=facts["sample"])
 
 
 class TrainWhitening(NamedTuple):
@@ -156,7 +161,7 @@ def _write_block_factor(autocorrelation: UPath, block: str, damping: float, targ
     write_lower(target, block, block_factor(autocorrelation, block, damping))
 
 
-def _spectrum(rows: Sequence[ShardRows], autocorrelation: UPath, block: str, num_documents: int) -> ndarray:
+def block_spectrum(rows: Sequence[ShardRows], autocorrelation: UPath, block: str, num_documents: int) -> ndarray:
     """Eigenvalues of R; with fewer documents n than dimensions d, those of the smaller ΦΦᵀ / n, which are the same."""
     R = read_lower(autocorrelation, MATRICES, block)
     if num_documents >= len(R):
@@ -169,10 +174,11 @@ def _spectrum(rows: Sequence[ShardRows], autocorrelation: UPath, block: str, num
 def _block_norms(shards: Sequence[UPath], factors: UPath | None, block: str) -> list[tuple[ndarray, ndarray]]:
     """‖ψ‖² and ‖φ‖² of the documents of each shard."""
     C = None if factors is None else read_lower(factors, FACTORS, block)
-    return [_shard_norms(shard, C, block) for shard in shards]
+    return [shard_norms(shard, C, block) for shard in shards]
 
 
-def _shard_norms(shard: UPath, C: ndarray | None, block: str) -> tuple[ndarray, ndarray]:
+def shard_norms(shard: UPath, C: ndarray | None, block: str) -> tuple[ndarray, ndarray]:
+    """‖C^-1 φ‖² and ‖φ‖² of a shard's documents in one block."""
     train, plain = [], []
     reader = GradientReader(shard)
     for window in reader.windows():

@@ -31,7 +31,7 @@ def index(indexed):
 
 def test_help_loads_neither_torch_nor_prefect():
     script = (
-        "import sys\nsys.argv = ['trackstar', '--help']\nfrom flows import cli\n"
+        "import sys\nsys.argv = ['trackstar', '--help']\nfrom trackstar.flows.cli import commands as cli\n"
         "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'prefect', 'transformers', 'polars'} & set(sys.modules), 'heavy'"
     )

@@ -10,7 +10,7 @@ from tests.flows.runs import build, files, index_config, modification_times, tas
 from trackstar.flows.index import index
 from trackstar.storage.errors import CorruptionError, InputError
 from trackstar.tasks.models.engine import Engine
-from trackstar.tasks.runtime import stage
+from trackstar.tasks.runtime.prefect_tasks import is_transient
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -57,7 +57,7 @@ def finished_shards(directory):
     ids=lambda error: type(error).__name__,
 )
 def test_input_and_output_memory_and_lost_workers_are_worth_another_try(error):
-    assert stage.is_transient(None, None, Failed(data=error))
+    assert is_transient(None, None, Failed(data=error))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_input_and_output_memory_and_lost_workers_are_worth_another_try(error):
     ids=lambda error: type(error).__name__,
 )
 def test_wrong_input_is_not_tried_again(error):
-    assert not stage.is_transient(None, None, Failed(data=error))
+    assert not is_transient(None, None, Failed(data=error))
 
 
 def test_a_passing_fault_is_retried_and_leaves_the_bytes_of_an_undisturbed_run(llama, corpus, tmp_path, faults):

@@ -125,7 +125,7 @@ def test_a_new_field_is_an_option_without_another_line():
 @pytest.mark.parametrize("arguments", [["-h"], ["index", "-h"], ["--version"], ["index", "--dtype", "double"], []])
 def test_help_and_wrong_values_load_nothing_heavy(arguments):
     script = (
-        f"import sys\nfrom flows import cli\ncli.respond({arguments})\n"
+        f"import sys\nfrom trackstar.flows.cli import commands as cli\ncli.respond({arguments})\n"
         f"loaded = {set(HEAVY)} & set(sys.modules)\nassert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -21,7 +21,7 @@ from trackstar.storage.verification import findings
 from trackstar.storage.writer import TIMEOUT_VARIABLE, changing
 from trackstar.tasks.index.contents import read_index, write_index
 from trackstar.tasks.index.withdrawals import read_tombstones
-from trackstar.tasks.report.results import rank
+from trackstar.tasks.scoring.rank import rank
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -2,24 +2,23 @@
 
 import polars as pl
 import pytest
-from prefect import flow
 
-from tests.flows.runs import build
+from tests.flows.runs import index_config
+from trackstar.flows.index import index as index_flow
 from trackstar.storage.layout import RANKING, TOKEN_INFLUENCE
 from trackstar.storage.queries import read_queries
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import each_text
-from trackstar.tasks.report.results import encode, rank
+from trackstar.tasks.scoring.rank import encode, rank
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 from trackstar.tasks.scoring.token_influence import TokenInfluenceConfig, read_tokens, token_request
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.numerical]
+pytestmark = pytest.mark.numerical
 
 # a score of the float32 store and one summed in float64 over tokens; float32 gradients have seven digits
 SCORE_TOLERANCE = 1e-5
 
 
-@flow
 def ranked_and_read(index, asked, config):
     encoded = encode(index, asked)
     ranking = rank(index, encoded, config, method="trackstar", dask="local")
@@ -37,7 +36,8 @@ def ranked_and_read(index, asked, config):
 def test_the_shares_of_a_proponents_tokens_add_up_to_its_score_in_texts_of_one_window_or_several(
     request, family, mode, gradient, score, corpus, queries, tmp_path
 ):
-    index = build(tmp_path / "index", request.getfixturevalue(family), corpus, gradient=gradient, mode=mode)
+    checkpoint = request.getfixturevalue(family)
+    index = index_flow.fn(index_config(tmp_path / "index", checkpoint, corpus, gradient=gradient, mode=mode))
     config = ScoreConfig.model_validate({"top_k": 6, **score})
     ranking, tokens = ranked_and_read(index, read_queries(queries), config)
     shares = read_table(tokens.path(str(index.path)), TOKEN_INFLUENCE)
@@ -45,10 +45,13 @@ def test_the_shares_of_a_proponents_tokens_add_up_to_its_score_in_texts_of_one_w
         (pl.col("kind") == "proponent") & (pl.col("rank") <= 4)
     )
     place = ["query_id", "candidate_id"]
-    both = scores.join(shares.group_by(place).agg(pl.col("share").sum()), on=place, how="left", validate="1:1")
+    sums = shares.group_by(place).agg(pl.col("share", "input_share").sum())
+    both = scores.join(sums, on=place, how="left", validate="1:1")
     assert len(both) == 12
     largest = both["score"].abs().max()
-    assert (both["score"] - both["share"]).abs().max() < SCORE_TOLERANCE * largest
+    for column in ("share", "input_share"):
+        assert (both["score"] - both[column]).abs().max() < SCORE_TOLERANCE * largest
+    assert (shares.filter(pl.col("position") == 0)["share"] == 0).all()  # the first token is predicted from nothing
     assert tokens.facts["largest_difference"] < SCORE_TOLERANCE * largest
     texts = dict(each_text(index.shard_paths))
     for (_, candidate_id), rows in shares.group_by(place):

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.tiny import TEXTS, save_encoder
 from trackstar.storage.errors import InputError
-from trackstar.tasks.methods.dense import _embed, read_encoder
+from trackstar.tasks.methods.dense import embed, read_encoder
 from trackstar.tasks.methods.pooling import UNSTATED, Pooling
 
 pytestmark = pytest.mark.numerical
@@ -25,12 +25,12 @@ def write_settings(encoder, name, **settings):
     path.write_text(json.dumps(settings))
 
 
-def embed(encoder, texts):
-    return np.concatenate(list(_embed(read_encoder(str(encoder)), texts)))
+def embeddings(encoder, texts):
+    return np.concatenate(list(embed(read_encoder(str(encoder)), texts)))
 
 
 def test_embeddings_have_length_one_and_do_not_depend_on_company(encoder):
-    together = embed(encoder, TEXTS)
+    together = embeddings(encoder, TEXTS)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
     alone = np.concatenate([embed(encoder, [text]) for text in TEXTS[:3]])
     np.testing.assert_allclose(together[:3], alone, atol=1e-5)  # float32 states, padded or not
@@ -40,7 +40,7 @@ def test_a_text_is_read_up_to_what_sentence_transformers_was_told(encoder):
     assert read_encoder(str(encoder)).max_tokens == 64  # the model's positions
     write_settings(encoder, "sentence_bert_config.json", max_seq_length=6)
     assert read_encoder(str(encoder)).max_tokens == 6
-    long, cut = embed(encoder, ["The river sleeps under the bridge.", "The river sleeps under the bridge. Again!"])
+    long, cut = embeddings(encoder, ["The river sleeps under the bridge.", "The river sleeps under the bridge. Again!"])
     np.testing.assert_allclose(long, cut, atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_states_are_pooled_as_the_encoder_says(encoder, mode):
     found = read_encoder(str(encoder))
     assert (found.pooling.mode, found.pooling.source) == (mode, "own_pooling/config.json")
     model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
-    for text, vector in zip(TEXTS[:3], embed(encoder, TEXTS[:3]), strict=True):
+    for text, vector in zip(TEXTS[:3], embeddings(encoder, TEXTS[:3]), strict=True):
         states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].detach()
         expected = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[mode]
         np.testing.assert_allclose(vector, torch.nn.functional.normalize(expected, dim=0), atol=1e-5)

@@ -366,7 +366,7 @@ def test_each_token_of_a_proponent_is_tinted_and_the_strongest_are_named_with_th
     html = render_report(ReportData(**SMALL | {"explanation": Explanation(method="trackstar", tokens=tokens)}))
     page = Page(html)
     assert '<i class="p2">Ministers</i> <i class="n4">meet</i> in' in html
-    assert "beginning of text +0.200" in page.text
+    assert "end of text +0.200" in page.text
     assert "Ministers +0.100" in page.text
     assert "meet −0.400" in page.text
     # d1 is a proponent of bm25 too, whose score has no tokens

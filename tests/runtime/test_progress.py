@@ -7,7 +7,7 @@ from trackstar.tasks.runtime.progress import progress
 
 def test_a_long_stage_logs_how_far_it_is_how_fast_it_goes_and_what_is_left(monkeypatch, caplog):
     monkeypatch.setattr(module, "LOG_INTERVAL_S", 0.0)
-    monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
+    monkeypatch.setattr(module, "run_logger", lambda: logging.getLogger("run"))
     with (
         caplog.at_level(logging.INFO, logger="run"),
         progress("rows 0-99", total=100, unit="documents") as advance,
@@ -22,7 +22,7 @@ def test_a_long_stage_logs_how_far_it_is_how_fast_it_goes_and_what_is_left(monke
 
 
 def test_a_short_stage_logs_nothing(monkeypatch, caplog):
-    monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
+    monkeypatch.setattr(module, "run_logger", lambda: logging.getLogger("run"))
     with caplog.at_level(logging.INFO, logger="run"), progress("short", total=2, unit="documents") as advance:
         advance(2)
     assert caplog.messages == []

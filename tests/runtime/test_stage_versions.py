@@ -22,6 +22,8 @@ RECORD = Path(__file__).with_suffix(".json")
 NEUTRAL = {
     "trackstar.tasks",
     "trackstar.tasks.runtime.stage",
+    "trackstar.tasks.runtime.prefect_context",
+    "trackstar.tasks.runtime.prefect_tasks",
     "trackstar.tasks.report.artifacts",
     "trackstar.tasks.runtime.progress",
     "trackstar.tasks.runtime.shards",

@@ -163,6 +163,6 @@ def test_wrong_settings_come_back_from_a_worker_as_what_they_are(gradients, tmp_
 
 
 def test_an_address_without_a_scheduler_is_named(gradients, tmp_path, monkeypatch):
-    monkeypatch.setattr("trackstar.tasks.runtime.dask.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("trackstar.tasks.runtime.dask_cluster.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(InputError, match="no Dask scheduler answers at 'tcp://127"):
         rank(UPath(tmp_path), gradients, dask="tcp://127.0.0.1:9")

@@ -1,0 +1,61 @@
+"""Stages as Prefect tasks: retried where that can help, cached by their request. Only a flow imports this."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed
+from prefect.tasks import Task, exponential_backoff
+
+from trackstar.storage.errors import StorageError
+
+CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
+NUM_RETRIES = 3
+RETRY_BACKOFF_S = 2
+RETRY_JITTER = 0.3
+PERMANENT = (
+    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError,
+    PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
+
+
+def prefect_task(function: Callable[[Any], Any]) -> Task:
+    """A Prefect task of one request: cached by the request's own key, retried where that can help."""
+    return task(
+        function,
+        name=function.__name__.replace("_", "-"),
+        task_run_name="{request.label}",
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda _, parameters: parameters["request"].cache_key),
+        persist_result=True,
+        result_serializer="json",
+        cache_result_in_memory=False,
+        retries=NUM_RETRIES,
+        retry_delay_seconds=exponential_backoff(backoff_factor=RETRY_BACKOFF_S),
+        retry_jitter_factor=RETRY_JITTER,
+        retry_condition_fn=is_transient,
+    )
+
+
+def cached(result: Any) -> State:
+    """What a task run ends as that computed nothing."""
+    return Completed(name=CACHED, data=result)
+
+
+def results(futures: Sequence[PrefectFuture]) -> list[Any]:
+    """Wait for all, so that one failure throws away no sibling's work; then raise the first failure."""
+    wait(list(futures))
+    return [future.result() for future in futures]
+
+
+def is_transient(_: Task, __: TaskRun, state: State) -> bool:
+    """Whether trying again could help: input and output, memory and lost workers, yes; wrong input, no."""
+    try:
+        state.result()
+    except PERMANENT:
+        return False
+    except Exception:  # Prefect asks about any failure; all that is not known to be permanent is worth a retry
+        return True
+    return False
