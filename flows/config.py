@@ -116,7 +116,7 @@ class IndexingConfig(FlowConfig):
     gradient: GradientConfig = GradientConfig()
     second_moment: SecondMomentConfig = SecondMomentConfig()
     factors: FactorConfig = FactorConfig()
-    store_as: Annotated[StoreAs, Option(group="Gradients")] = Field(
+    store_as: Annotated[StoreAs, Option(also=("--store-dtype",), group="Gradients")] = Field(
         "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
     )
     curvature: CurvatureConfig = CurvatureConfig()

@@ -64,6 +64,7 @@ from trackstar.tasks.index.curvature import (
     write_gram,
 )
 from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMomentRequest, write_second_moment
+from trackstar.tasks.index.settings import FactorConfig
 from trackstar.tasks.index.shards import index_shard, shard_requests
 from trackstar.tasks.index.withdrawals import TombstoneRequest, Withdrawal, read_ids, withdrawn_rows, write_tombstones
 from trackstar.tasks.models.checkpoint import ModelConfig, read_checkpoint
@@ -124,11 +125,11 @@ class World:
             gradient=GradientConfig(projection_dim=4, num_layer_blocks=self.num_layer_blocks, seed=self.seed),
             second_moment=None,
         )
-        require_same_settings(existing, engine, SecondMomentConfig())
+        require_same_settings(existing, engine, SecondMomentConfig(), FactorConfig())
         common = {"checkpoint": engine.checkpoint, "model": engine.model, "gradient": engine.gradient}
         V = build(write_second_moment.body, SecondMomentRequest(index=self.index, mode="factored", **common))
         engine = engine.model_copy(update={"second_moment": V})
-        requests = shard_requests(engine, corpus, shards, dtype="float16")
+        requests = shard_requests(engine, corpus, shards, store_as="float16")
         stored = tuple(build(index_shard.body, request) for request in requests)
         withdrawal = Withdrawal(ids=(f"d{3 + self.seed}",), at="2026-01-01T00:00:00+00:00", reason="asked to")
         wanted = TombstoneRequest(index=self.index, previous=None, withdrawal=withdrawal)

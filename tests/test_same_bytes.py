@@ -59,7 +59,7 @@ def indexed(root, checkpoint, corpus_file, token_budget):
         gradient=GradientConfig(projection_dim=4),
         second_moment=None,
     )
-    (request,) = shard_requests(engine, corpus, plan_file.fn(plan).shards, dtype="float32")
+    (request,) = shard_requests(engine, corpus, plan_file.fn(plan).shards, store_as="float32")
     return build(index_shard.body, request).path(str(root))
 
 

@@ -339,7 +339,7 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
 
 def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
     """Enough of an index to be opened."""
-    R_train = Artifact(name="autocorrelation/0", digest="0", facts={"sample": None, "num_documents": 20})
+    R_train = Artifact(name=f"autocorrelation/{0:016x}", digest="0", facts={"sample": None, "num_documents": 20})
     for name, R in (("index", R_train), ("no_r_train", None)):
         files[name] = directory / name
         files[name].mkdir()

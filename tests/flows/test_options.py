@@ -77,7 +77,7 @@ def test_one_option_sets_every_seed():
 
 def test_an_old_name_is_understood_and_not_shown():
     config = read(IndexConfig, "--checkpoint", "c", "--corpus", "a", "--index", "i", "--store-dtype", "float16")
-    assert config.store_dtype == "float16"
+    assert config.store_as == "float16"
     assert "--store-dtype" not in run("index", "-h").output
 
 

@@ -56,7 +56,7 @@ def test_documents_whose_gradient_is_not_finite_or_zero_are_quarantined(llama, c
         second_moment=None,
     )
     (shard,) = plan_shards(config.files()[0], shard_size=100)
-    (request,) = shard_requests(spec, config, [shard], dtype="float32")
+    (request,) = shard_requests(spec, config, [shard], store_as="float32")
     directory = build(index_shard.body, request).path(spec.index)
     quarantine = pl.read_parquet(str(directory / "quarantine.parquet"))
     assert dict(quarantine.select("row", "reason").iter_rows()) == REASONS
@@ -116,7 +116,7 @@ def test_no_document_is_quarantined_for_a_small_second_moment(llama, corpus, tmp
     for second_moment in (None, V):
         spec = EngineSpec(second_moment=second_moment, **common)
         (shard,) = plan_shards(config.files()[0], shard_size=100)
-        (request,) = shard_requests(spec, config, [shard], dtype="float32")
+        (request,) = shard_requests(spec, config, [shard], store_as="float32")
         artifact = build(index_shard.body, request)
         assert artifact.facts["num_quarantined"] == 0
         reader = GradientReader(artifact.path(spec.index))

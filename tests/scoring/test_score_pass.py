@@ -62,7 +62,7 @@ def write_shard(index, name, rows, ids):
         writer = GradientWriter(draft.path, DIMS, max_rows=len(ids), chunk_rows=4)
         writer.append(rows)
         writer.close()
-        norms = NormWriter(list(DIMS), dtype="float32")
+        norms = NormWriter(list(DIMS), store_as="float32")
         norms.append(rows)
         norms.close(draft)
         write_table(draft.path / DOCUMENTS, pl.DataFrame({"id": ids}, schema={"id": pl.String}))
