@@ -154,7 +154,7 @@ class World:
 
     def _score_request(self, index: Index) -> ScoreRequest:
         store = {"index": self.index, "shards": index.shards, "tombstones": index.tombstones}
-        R, config = index.autocorrelation, ScoreConfig(mixing_weight=0.5, top_k=3)
+        R, config = index.autocorrelation, ScoreConfig(mixing_weight=0.5, damping=0.1, top_k=3)
         asked = QueryRequest(index=self.index, engine=index.engine, queries=self._queries())
         of_factors = FactorRequest(index=self.index, autocorrelation=R, damping=config.damping)
         factors = build(write_factors.body, of_factors)

@@ -43,8 +43,8 @@ _NOT_PLAIN = _compiled(r"[^\x00-\u02af\u0370-\u0482\u048a-\u0523\u1e00-\u1fff\u2
 _PLAIN_WORD = re.compile(r"\w+")
 _IDEOGRAPH = _compiled(r"\p{Han}")
 _LETTER_OF_A_WORD = _compiled(rf"[\p{{L}}--{_UNSPACED}]")
-# A character and what normalisation may compose with it: marks, the vowels and last consonants of Hangul, and what shows
-# nothing between them.
+# A character and what normalisation may compose with it: marks, the vowels and last consonants of Hangul, and whatever
+# shows nothing between them.
 _CLUSTER = _compiled(
     r"(?s:.)[[\p{M}\p{Grapheme_Extend}\u1160-\u11ff\u314f-\u3163\uffc2-\uffdc\p{Default_Ignorable_Code_Point}]--\u200b]*"
 )

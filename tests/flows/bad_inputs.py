@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tests.tiny import QUERIES, TEXTS
 from trackstar.flows.cli.commands import app
 from trackstar.flows.cli.options import Setting, settings_of
+from trackstar.storage.index_file import index_bytes
 from trackstar.storage.layout import INDEX
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.index.index_file import Index
@@ -159,12 +160,12 @@ def _of_places() -> Iterator[BadInput]:
             )
     for option, command in (("--index", "index"), ("--out", "attribute"), ("--checkpoint", "selfcheck")):
         yield BadInput(
-            f"unknown scheme as {option}", f"{VALID[command]} {option} foo://x", (option, "is no known place")
+            f"unknown scheme as {option}", f"{VALID[command]} {option} foo://x", (option, "cannot be opened")
         )
     yield BadInput(
         "unknown scheme as corpus",
         "index --checkpoint {checkpoint} --corpus foo://x --index {new}",
-        ("no known place",),
+        ("cannot be opened",),
     )
     yield BadInput("no credentials", f"{INDEX_COMMAND} --index s3://bucket/x", ("needs AWS credentials",))
     yield BadInput("checkpoints that are not there", f"{REINDEX} --checkpoints {{absent}}", ("does not exist",))
@@ -340,6 +341,7 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
 def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
     """Enough of an index to be opened."""
     R_train = Artifact(name=f"autocorrelation/{0:016x}", digest="0", facts={"sample": None, "num_documents": 20})
+    shard_facts = {"num_documents": 20, "block_dims": {"mlp.00": 16}}
     for name, R in (("index", R_train), ("no_r_train", None)):
         files[name] = directory / name
         files[name].mkdir()
@@ -352,7 +354,11 @@ def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
                 second_moment=None,
             ),
             corpus=CorpusConfig(paths=(str(files["corpus"]),)),
-            shards=(Artifact(name="shards/0", digest="0", facts={"num_documents": 20, "block_dims": {"mlp.00": 16}}),),
+            shards=(
+                Artifact(
+                    name=f"shards/{0:016x}", digest="0", facts={"num_documents": 20, "block_dims": {"mlp.00": 16}}
+                ),
+            ),
             autocorrelation=R,
         )
-        (files[name] / INDEX).write_text(index.model_dump_json())
+        (files[name] / INDEX).write_bytes(index_bytes(json.loads(index.model_dump_json())))

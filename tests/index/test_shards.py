@@ -13,7 +13,7 @@ from trackstar.storage.corpus import plan_shards
 from trackstar.storage.errors import InputError
 from trackstar.storage.gradients import GradientReader
 from trackstar.storage.layout import SECOND_MOMENT, location
-from trackstar.storage.manifest import Artifact, new_artifact
+from trackstar.storage.manifest import Artifact, new_artifact, require_manifest
 from trackstar.storage.tables import write_table
 from trackstar.tasks.index.contents import require_documents
 from trackstar.tasks.index.corpus import CorpusConfig
@@ -88,10 +88,12 @@ def test_documents_whose_gradient_is_not_finite_or_zero_are_quarantined(llama, c
 def test_a_corpus_of_no_use_is_refused_with_the_commonest_reason(tmp_path, reasons, sentence):
     shards = []
     for number, part in enumerate((reasons[:1], reasons[1:])):
-        with new_artifact(location(tmp_path) / f"shards/{number}", kind="shards", identity={}) as draft:
+        with new_artifact(location(tmp_path) / f"shards/{number:016x}", kind="shards", identity={}) as draft:
             table = pl.DataFrame({"reason": part}, schema={"reason": pl.String})
             write_table(draft.path / "quarantine.parquet", table)
-        shards.append(Artifact(name=f"shards/{number}", digest="", facts={"num_documents": 0}))
+        place = location(tmp_path) / f"shards/{number:016x}"
+        digest = require_manifest(place).digest
+        shards.append(Artifact(name=f"shards/{number:016x}", digest=digest, facts={"num_documents": 0}))
     with pytest.raises(InputError, match=f"the corpus has no usable document: {sentence}"):
         require_documents(shards, index=str(tmp_path))
 
