@@ -216,6 +216,7 @@ class CompareConfig(AttributeConfig):
 
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
+        self.score.require_plain()
         super().check()
         for checkpoint in self.also_checkpoints:
             require_whole(checkpoint)

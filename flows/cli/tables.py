@@ -148,13 +148,15 @@ def attribution_table(out: str) -> RenderableType:
     run = read_run(location(out))
     (method,) = run["methods"].values()
     frame = frame.filter(frame["method"] == method["method"])
-    table = Table("query", "rank", "score", "candidate", title="Proponents", title_justify="left")
+    stands_out = method.get("stands_out", {})
+    columns = ["query", *(["stand out"] if stands_out else []), "rank", "score", "candidate"]
+    table = Table(*columns, title="Proponents", title_justify="left")
     best = frame.filter((frame["kind"] == PROPONENT) & (frame["rank"] <= SHOWN_PROPONENTS))
     for query_id in best["query_id"].unique(maintain_order=True).to_list()[:SHOWN_QUERIES]:
         for row in best.filter(best["query_id"] == query_id).iter_rows(named=True):
-            table.add_row(
-                plain(_short(query_id)), str(row["rank"]), f"{row['score']:.3f}", plain(_short(row["candidate_id"]))
-            )
+            counts = [f"{stands_out[query_id]:,}"] if stands_out else []
+            cells = [plain(_short(query_id)), *counts, str(row["rank"]), f"{row['score']:.3f}"]
+            table.add_row(*cells, plain(_short(row["candidate_id"])))
     facts = [
         ("queries", len(run["queries"])),
         ("candidates", method["num_candidates"]),

@@ -24,6 +24,7 @@ from trackstar.tasks.report.artifacts import proponents_markdown, publish_propon
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
 from trackstar.tasks.scoring.settings import DAMPING
+from trackstar.tasks.scoring.shrink import ShrinkRequest, shrink_ranking
 from trackstar.tasks.scoring.spectra import spectra_markdown
 from trackstar.tasks.scoring.whitening import (
     FactorRequest,
@@ -60,7 +61,11 @@ def encode(index: Index, queries: Sequence[Query], *, is_said: bool = False) -> 
 
 def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:
     """The ranking of one query set by one method over the index's gradients."""
-    return rank_candidates(score_request(index, encoded, config, method=method, dask=dask))
+    request = score_request(index, encoded, config, method=method, dask=dask)
+    ranking = rank_candidates(request)
+    if config.shrink is None:
+        return ranking
+    return shrink_ranking(ShrinkRequest(index=request.index, scored=request, ranking=ranking))
 
 
 def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> ScoreRequest:

@@ -57,7 +57,7 @@ class ScoreRequest(IndexedShards):
         return {
             **super().inputs(),
             "method": self.method,
-            "config": self.config.model_dump(),
+            "config": self.config.of_pass(),
             "queries": self.queries.digest,
             "factors": self.factors and self.factors.digest,
             **({"mean_squares": self.mean_squares} if self.mean_squares else {}),

@@ -1,6 +1,6 @@
 """Settings of how gradients become scores."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -31,6 +31,24 @@ class ScoreConfig(Settings):
     )
     unit_norm: bool = Field(True, description="Whether encodings have length 1, so that scores are cosines.")
     top_k: int = Field(10, ge=0, description="Proponents and opponents of each query; 0: every candidate.")
+    shrink: float | None = Field(
+        None,
+        ge=0,
+        description="Take the median off every score, then this many median absolute deviations, down to 0. Ranks stay; "
+        "for scores that are read as effects.",
+    )
+
+    def of_pass(self) -> dict[str, Any]:
+        """What of it determines a ranking, and not what is made of one."""
+        return self.model_dump(exclude={"shrink"})
+
+    def require_plain(self) -> None:
+        """Raise InputError for what is made of a ranking, where several methods' rankings are compared as they are."""
+        if self.shrink is not None:
+            raise InputError(
+                f"--shrink is {self.shrink:g}, which leaves every rank and so every metric of a comparison as it is; "
+                "leave it out, or use it with `trackstar attribute`"
+            )
 
     def check(self) -> None:
         """Raise InputError for a λ outside [0, 1), which a form or a command line may well bring."""

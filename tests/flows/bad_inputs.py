@@ -206,6 +206,7 @@ def _of_methods() -> Iterator[BadInput]:
         "--influence-dtype float32 --influence-tolerance 1e-6": ("finer than float32",),
     }.items():
         yield BadInput(f"compare {arguments}", f"{COMPARE} {arguments}", words)
+    yield BadInput("compare shrunk scores", f"{COMPARE} --shrink 2", ("--shrink is 2", "trackstar attribute"))
     for arguments, words in {
         "--mixing-weight 1": ("less than 1",),
         "--mixing-weight -0.1": ("at least 0",),
