@@ -18,11 +18,13 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import AttributeConfig
+from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query, read_queries
 from trackstar.storage.writer import reading
 from trackstar.tasks.index.contents import Index, read_index
 from trackstar.tasks.report.results import encode, rank, ranking_table, score_request, write_results
 from trackstar.tasks.scoring.grouped import candidate_scores, collapse_duplicates, grouped_influence, with_texts
+from trackstar.tasks.scoring.rerank import rerank
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest
 
 METHOD = "trackstar"
@@ -41,7 +43,8 @@ def attribute(config: AttributeConfig) -> dict[str, Any]:
     with reading(config.index):
         index = read_index(config.index)
         encoded = encode(index, queries)
-        ranking = rank(index, encoded, config.score, method=METHOD, dask=config.dask)
+        ranking = rank(index, encoded, config.score.first_pass, method=METHOD, dask=config.dask)
+        ranking = rerank(index, queries, ranking, config.score)
         return write_results(index, queries, encoded, [ranking], config.out)
 
 
@@ -51,7 +54,9 @@ def table(index: str, queries: Queries, *, dask: str = "local", **settings: Any)
     config, asked = ScoreConfig.model_validate(settings), _queries(queries)
     with reading(index):
         opened = read_index(index)
-        ranking = rank(opened, encode(opened, asked), config, method=METHOD, dask=dask)
+        config.check()
+        ranking = rank(opened, encode(opened, asked), config.first_pass, method=METHOD, dask=dask)
+        ranking = rerank(opened, asked, ranking, config)
         return with_texts(ranking_table(ranking, opened), opened)
 
 
@@ -73,6 +78,8 @@ def by_column(index: str, queries: Queries, column: str, *, dask: str = "local",
 
 def _request(index: Index, queries: Queries, settings: Mapping[str, Any], dask: str) -> ScoreRequest:
     config = ScoreConfig.model_validate(settings)
+    if config.rerank is not None:
+        raise InputError(f"rerank is {config.rerank}, and these are scores of the store; leave it out")
     return score_request(index, encode(index, _queries(queries)), config, method=METHOD, dask=dask)
 
 

@@ -216,8 +216,8 @@ class CompareConfig(AttributeConfig):
 
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
-        self.score.require_plain()
         super().check()
+        self.score.require_plain()
         for checkpoint in self.also_checkpoints:
             require_whole(checkpoint)
         if self.dense_encoder is not None:

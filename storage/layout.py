@@ -22,6 +22,7 @@
       token_influence/<digest>/      token_influence.parquet: the share of each token in a proponent's score
       histograms/<digest>/           histogram.parquet, evidence.parquet: all scores of a query counted in bins
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
+      reranked/<digest>/             ranking.parquet: the first of a ranking, by whole gradients
       shrunk/<digest>/               ranking.parquet with scores shrunk, shrinkage.parquet: medians and σ of all scores
     OUT/
       proponents.parquet proponents.jsonl run.json metrics.json tail_patch.parquet report.html
@@ -42,7 +43,7 @@ StoreAs = Literal["float32", "float16", "int8", "sign"]  # the codes of storage/
 OF_AN_INDEX = frozenset(
     {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
      "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
-     "histograms", "rankings", "shrunk", "kronecker", "variances"}
+     "histograms", "rankings", "shrunk", "reranked", "kronecker", "variances"}
 )  # fmt: skip
 OF_A_DEMO_OR_STUDY = frozenset({"checkpoints", "images", "pictures", "terms", "sweeps", "geometry", "parameters"})
 KINDS = OF_AN_INDEX | OF_A_DEMO_OR_STUDY

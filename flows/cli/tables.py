@@ -163,6 +163,7 @@ def attribution_table(out: str) -> RenderableType:
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
         ("damping", f"{_damping(method)}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
+        *_reranked(method),
         ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
@@ -381,6 +382,17 @@ def _limit(method: dict[str, Any]) -> str:
     return (
         f" (at component {method['crossing_index']} instead of {method['wanted_index']}: {method['limited_by']} ends)"
     )
+
+
+def _reranked(method: dict[str, Any]) -> list[tuple[str, str]]:
+    """What whole gradients moved, and what they took."""
+    if (told := method.get("rerank")) is None:
+        return []
+    took = "" if told["seconds"] is None else f", {told['seconds']:,.1f} s"
+    moved = (
+        f"ranks moved by {told['mean_rank_change']:.1f}, {told['mean_new_in_top_k']:.1f} new of the proponents shown"
+    )
+    return [("whole gradients", f"of {told['num_documents']:,} documents{took}: {moved}, mean of the queries")]
 
 
 def _damping(method: dict[str, Any]) -> str:

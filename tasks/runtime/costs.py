@@ -16,7 +16,18 @@ from trackstar.storage.layout import COST, COST_CURE
 from trackstar.storage.results import read_sealed, write_sealed
 
 TIMED_KINDS = frozenset(
-    {"queries", "factors", "train_norms", "spectrum", "rankings", "shrunk", "plain_shards", "embeddings", "judgements"}
+    {
+        "queries",
+        "factors",
+        "train_norms",
+        "spectrum",
+        "rankings",
+        "shrunk",
+        "reranked",
+        "plain_shards",
+        "embeddings",
+        "judgements",
+    }
 )
 SECONDS = "seconds"
 

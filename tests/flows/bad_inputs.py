@@ -206,6 +206,7 @@ def _of_methods() -> Iterator[BadInput]:
         "--influence-dtype float32 --influence-tolerance 1e-6": ("finer than float32",),
     }.items():
         yield BadInput(f"compare {arguments}", f"{COMPARE} {arguments}", words)
+    yield BadInput("compare reranked", f"{COMPARE} --rerank 200", ("--rerank is 200", "trackstar attribute"))
     yield BadInput("compare shrunk scores", f"{COMPARE} --shrink 2", ("--shrink is 2", "trackstar attribute"))
     for arguments, words in {
         "--mixing-weight 1": ("less than 1",),
@@ -214,6 +215,9 @@ def _of_methods() -> Iterator[BadInput]:
         "--mixing-weights 0.1,0.1": ("name one twice",),
         "--mixing-weights 0.1,1.5": ("less than 1",),
         "--mixing-weights 0.1 --whitening train": ("--whitening mixed",),
+        "--rerank 5 --top-k 0": ("--rerank is 5 and --top-k 0", "use --top-k of 1 to 5"),
+        "--rerank 5 --top-k 6": ("--rerank is 5 and --top-k 6", "a larger --rerank"),
+        "--rerank 200 --top-k 5 --shrink 1": ("--shrink 1", "leave one of them out"),
         "--whitening some": ("--whitening is 'some', expected mixed, train or none",),
         "--whitening mixd": ("did you mean mixed?",),
     }.items():
