@@ -164,6 +164,7 @@ def attribution_table(out: str) -> RenderableType:
         ("damping", f"{_damping(method)}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
         *_reranked(method),
+        *_checkpoints(method),
         ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
@@ -393,6 +394,19 @@ def _reranked(method: dict[str, Any]) -> list[tuple[str, str]]:
         f"ranks moved by {told['mean_rank_change']:.1f}, {told['mean_new_in_top_k']:.1f} new of the proponents shown"
     )
     return [("whole gradients", f"of {told['num_documents']:,} documents{took}: {moved}, mean of the queries")]
+
+
+def _checkpoints(method: dict[str, Any]) -> list[tuple[str, str]]:
+    """How each of several checkpoints counts, and its share of the proponents' scores."""
+    told = method.get("checkpoints", [])
+    by = "by learning rate" if any(of["learning_rate"] for of in told) else "all alike"
+    return [
+        (
+            f"checkpoint {plain(location(of['checkpoint']).name)}",
+            f"share {of['share']:.0%}, weight {of['weight']:.3g} {by}",
+        )
+        for of in told
+    ]
 
 
 def _damping(method: dict[str, Any]) -> str:

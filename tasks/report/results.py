@@ -9,18 +9,20 @@ import polars as pl
 from prefect import get_run_logger
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import QUERIES, RANKING, location
+from trackstar.storage.layout import QUERIES, RANKING, SHARES, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query, queries_digest
-from trackstar.storage.results import write_proponents, write_run
+from trackstar.storage.results import write_proponents, write_run, write_shares
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.index.index_file import factor_facts, require_autocorrelation
 from trackstar.tasks.index.norms import has_norms, mean_squares
 from trackstar.tasks.models.checkpoint import read_checkpoint
+from trackstar.tasks.models.learning_rate import read_learning_rate
 from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.report.artifacts import proponents_markdown, publish_proponents, publish_spectrum
+from trackstar.tasks.scoring.checkpoints import JointRequest, rank_jointly, weights_of
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
 from trackstar.tasks.scoring.settings import DAMPING
@@ -66,6 +68,33 @@ def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, d
     if config.shrink is None:
         return ranking
     return shrink_ranking(ShrinkRequest(index=request.index, scored=request, ranking=ranking))
+
+
+def rank_together(
+    indexes: Sequence[Index], encoded: Sequence[Artifact], config: ScoreConfig, *, method: str, dask: str
+) -> Artifact:
+    """The ranking of one query set by the sum over several indexes, kept in the first of them.
+
+    Raises:
+        InputError: Two are of one checkpoint, or they do not hold the same documents.
+    """
+    seen: dict[str, Index] = {}
+    for index in indexes:
+        known = seen.setdefault(index.engine.checkpoint.digest, index)
+        if known is not index:
+            raise InputError(f"{index.path} and {known.path} are of the same checkpoint; give each checkpoint once")
+    checkpoints = tuple(index.engine.checkpoint.path for index in indexes)
+    return rank_jointly(
+        JointRequest(
+            index=str(indexes[0].path),
+            scored=tuple(
+                score_request(index, of_queries, config, method=method, dask=dask)
+                for index, of_queries in zip(indexes, encoded, strict=True)
+            ),
+            checkpoints=checkpoints,
+            weights=weights_of([read_learning_rate(checkpoint) for checkpoint in checkpoints]),
+        )
+    )
 
 
 def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> ScoreRequest:
@@ -123,6 +152,9 @@ def write_results(
     frame = pl.concat([ranking_table(ranking, index) for ranking in rankings])
     texts = shard_texts(index.shard_paths, set(frame["candidate_id"].unique()))
     files = write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
+    for ranking in rankings:
+        if "checkpoints" in ranking.facts:
+            files |= write_shares(directory, read_table(ranking.path(str(index.path)), SHARES))
     record = run_record(index, queries, encoded, rankings)
     write_run(directory, record, files=files)
     publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))

@@ -24,6 +24,7 @@ TIMED_KINDS = frozenset(
         "rankings",
         "shrunk",
         "reranked",
+        "joint",
         "plain_shards",
         "embeddings",
         "judgements",
