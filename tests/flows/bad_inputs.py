@@ -206,6 +206,15 @@ def _of_methods() -> Iterator[BadInput]:
         "--influence-dtype float32 --influence-tolerance 1e-6": ("finer than float32",),
     }.items():
         yield BadInput(f"compare {arguments}", f"{COMPARE} {arguments}", words)
+    yield BadInput("compare two indexes", f"{COMPARE} --index {{index}}", ("a comparison is of one index",))
+    yield BadInput(
+        "no indexes in a directory",
+        "attribute --all-checkpoints {empty_directory} --queries {queries} --out {new}",
+        ("holds no finished index",),
+    )
+    yield BadInput(
+        "index and all checkpoints", f"{ATTRIBUTE} --all-checkpoints {{absent}}", ("--index is", "give one of them")
+    )
     yield BadInput("compare reranked", f"{COMPARE} --rerank 200", ("--rerank is 200", "trackstar attribute"))
     yield BadInput("compare shrunk scores", f"{COMPARE} --shrink 2", ("--shrink is 2", "trackstar attribute"))
     for arguments, words in {
