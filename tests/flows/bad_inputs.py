@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tests.tiny import QUERIES, TEXTS
 from trackstar.flows.cli.commands import app
 from trackstar.flows.cli.options import Setting, settings_of
+from trackstar.storage.index_file import index_bytes
 from trackstar.storage.layout import INDEX
 from trackstar.storage.manifest import Artifact
 from trackstar.tasks.index.index_file import Index
@@ -34,6 +35,7 @@ class BadInput(NamedTuple):
 
 
 INDEX_COMMAND = "index --checkpoint {checkpoint} --corpus {corpus} --index {new}"
+DIGITS = "0" * 16
 ATTRIBUTE = "attribute --index {index} --queries {queries} --out {new}"
 COMPARE = "compare --index {index} --queries {queries} --out {new}"
 REINDEX = "reindex --checkpoints {checkpoints} --corpus {corpus} --indexes {new}"
@@ -353,7 +355,8 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
 
 def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
     """Enough of an index to be opened."""
-    R_train = Artifact(name="autocorrelation/0", digest="0", facts={"sample": None, "num_documents": 20})
+    R_train = Artifact(name=f"autocorrelation/{DIGITS}", digest="0", facts={"sample": None, "num_documents": 20})
+    facts = {"num_documents": 20, "block_dims": {"mlp.00": 16}}
     for name, R in (("index", R_train), ("no_r_train", None)):
         files[name] = directory / name
         files[name].mkdir()
@@ -366,7 +369,7 @@ def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
                 second_moment=None,
             ),
             corpus=CorpusConfig(paths=(str(files["corpus"]),)),
-            shards=(Artifact(name="shards/0", digest="0", facts={"num_documents": 20, "block_dims": {"mlp.00": 16}}),),
+            shards=(Artifact(name=f"shards/{DIGITS}", digest="0", facts=facts),),
             autocorrelation=R,
         )
-        (files[name] / INDEX).write_text(index.model_dump_json())
+        (files[name] / INDEX).write_bytes(index_bytes(json.loads(index.model_dump_json())))
