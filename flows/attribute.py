@@ -10,6 +10,7 @@ attribute.by_column("INDEX", "queries.jsonl", "source")   # summed and mean infl
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
@@ -18,12 +19,14 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import AttributeConfig
+from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query, read_queries
 from trackstar.storage.writer import reading
 from trackstar.tasks.index.contents import Index, read_index
 from trackstar.tasks.report.results import write_results
 from trackstar.tasks.scoring.grouped import candidate_scores, collapse_duplicates, grouped_influence, with_texts
-from trackstar.tasks.scoring.rank import encode, rank, ranking_table, score_request
+from trackstar.tasks.scoring.rank import encode, rank, rank_together, ranking_table, score_request
+from trackstar.tasks.scoring.rerank import rerank
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest
 
 METHOD = "trackstar"
@@ -39,11 +42,26 @@ def attribute(config: AttributeConfig) -> dict[str, Any]:
     """Score every document of an index for every query; return the record of the run."""
     config.check()
     queries = config.asked()
+    if config.further_indexes:
+        return _together(config, queries)
     with reading(config.index):
         index = read_index(config.index)
         encoded = encode(index, queries)
-        ranking = rank(index, encoded, config.score, method=METHOD, dask=config.dask)
+        ranking = rank(index, encoded, config.score.first_pass, method=METHOD, dask=config.dask)
+        ranking = rerank(index, queries, ranking, config.score)
         return write_results(index, queries, encoded, [ranking], config.out)
+
+
+def _together(config: AttributeConfig, queries: Sequence[Query]) -> dict[str, Any]:
+    """Score every document by the sum over several indexes."""
+    urls = (config.index, *config.further_indexes)
+    with ExitStack() as stack:
+        for url in urls:
+            stack.enter_context(reading(url))
+        indexes = [read_index(url) for url in urls]
+        encoded = [encode(index, queries, is_said=number > 0) for number, index in enumerate(indexes)]
+        ranking = rank_together(indexes, encoded, config.score, method=METHOD, dask=config.dask)
+        return write_results(indexes[0], queries, encoded[0], [ranking], config.out)
 
 
 @flow(name="attribute-table", task_runner=ONE_AT_A_TIME, validate_parameters=False)
@@ -52,7 +70,9 @@ def table(index: str, queries: Queries, *, dask: str = "local", **settings: Any)
     config, asked = ScoreConfig.model_validate(settings), _queries(queries)
     with reading(index):
         opened = read_index(index)
-        ranking = rank(opened, encode(opened, asked), config, method=METHOD, dask=dask)
+        config.check()
+        ranking = rank(opened, encode(opened, asked), config.first_pass, method=METHOD, dask=dask)
+        ranking = rerank(opened, asked, ranking, config)
         return with_texts(ranking_table(ranking, opened), opened)
 
 
@@ -74,6 +94,8 @@ def by_column(index: str, queries: Queries, column: str, *, dask: str = "local",
 
 def _request(index: Index, queries: Queries, settings: Mapping[str, Any], dask: str) -> ScoreRequest:
     config = ScoreConfig.model_validate(settings)
+    if config.rerank is not None:
+        raise InputError(f"rerank is {config.rerank}, and these are scores of the store; leave it out")
     return score_request(index, encode(index, _queries(queries)), config, method=METHOD, dask=dask)
 
 

@@ -19,6 +19,7 @@ from trackstar.tasks.evaluation.settings import (
     require_undecided,
 )
 from trackstar.tasks.index.index_file import existing_index, read_index, require_autocorrelation, require_same_kind
+from trackstar.tasks.index.lineage import indexes_below
 from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig, FactorConfig
 from trackstar.tasks.methods.settings import (
     DEFAULT_METHODS,
@@ -152,16 +153,39 @@ class IndexConfig(IndexingConfig):
         require_loadable(self.checkpoint, self.model)
 
 
+def with_all_checkpoints(values: Any) -> Any:
+    """The values of a form or a command, a directory of indexes taken for those in it, the newest first."""
+    directory = values.get("all_checkpoints") if isinstance(values, dict) else None
+    if directory is None:
+        return values
+    if values.get("index"):
+        raise InputError(f"--index is {values['index']} and --all-checkpoints {directory}; give one of them")
+    newest, *further = indexes_below(directory)
+    return {**values, "all_checkpoints": None, "index": newest, "further_indexes": further}
+
+
 class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
-    index: Url = Field(title="Index", description="A finished index.")
+    index: Annotated[Url, Option(metavar="DIR", group=WHAT, then="further_indexes")] = Field(
+        title="Index", description="A finished index; given again, one more, of another checkpoint of the same corpus."
+    )
+    further_indexes: Annotated[tuple[Url, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
+        (), title="Further indexes", description="Of other checkpoints: scores are summed over all of them."
+    )
+    all_checkpoints: Directory | None = Field(
+        None,
+        title="All checkpoints",
+        description="Directory of indexes, as `trackstar reindex` writes them: all of them, instead of --index.",
+    )
     prompt: Asked = Field("", title="Prompt", description="Ask one query by hand: what the model reads first.")
     completion: Asked = Field("", title="Completion", description="And what it then says, with its leading space.")
     queries: File | None = Field(None, title="Queries file", description=f"Instead of one by hand: {QUERIES_HELP}")
     out: NewDirectory = Field(title="Results", description="Directory the results are written to.")
     score: ScoreConfig = ScoreConfig()
     dask: Where = Field("local", title="Dask", description=DASK_HELP)
+
+    _find = model_validator(mode="before")(with_all_checkpoints)
 
     @property
     def subject(self) -> str:
@@ -172,7 +196,13 @@ class AttributeConfig(FlowConfig):
     def check(self) -> None:
         super().check()
         self.score.check()
-        require_autocorrelation(read_index(self.index), self.score.whitening)
+        for url in (self.index, *self.further_indexes):
+            require_autocorrelation(read_index(url), self.score.whitening)
+        if self.further_indexes and self.score.rerank is not None:
+            raise InputError(
+                f"--rerank is {self.score.rerank} and there are {len(self.further_indexes) + 1} indexes; leave it out, "
+                "or ask one of them"
+            )
         self.asked()
 
     def asked(self) -> list[Query]:
@@ -257,6 +287,12 @@ class CompareConfig(AttributeConfig):
     def check(self) -> None:
         require_possible(self.methods, dense_encoder=self.dense_encoder, also_checkpoints=self.also_checkpoints)
         super().check()
+        self.score.require_plain()
+        if self.further_indexes:
+            raise InputError(
+                f"a comparison is of one index, and {self.further_indexes[0]} is a further one; give --index once, or "
+                "--also-checkpoints for TracIn"
+            )
         for checkpoint in self.also_checkpoints:
             require_whole(checkpoint)
         if self.dense_encoder is not None:

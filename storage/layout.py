@@ -22,8 +22,11 @@
       token_influence/<digest>/      token_influence.parquet: two shares of each token in a proponent's score
       histograms/<digest>/           histogram.parquet, evidence.parquet: all scores of a query counted in bins
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
+      reranked/<digest>/             ranking.parquet: the first of a ranking, by whole gradients
+      joint/<digest>/                ranking.parquet, shares.parquet: the sum over several checkpoints
+      shrunk/<digest>/               ranking.parquet with scores shrunk, shrinkage.parquet: medians and σ of all scores
     OUT/
-      proponents.parquet proponents.jsonl run.json metrics.json tail_patch.parquet report.html
+      proponents.parquet proponents.jsonl run.json shares.parquet metrics.json tail_patch.parquet report.html
 
 ``<digest>`` is the first 16 hexadecimal digits of the SHA-256 of the artifact's identity, so that a different
 configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last; some have a
@@ -41,7 +44,7 @@ StoreAs = Literal["float32", "float16", "int8", "sign"]  # the codes of storage/
 OF_AN_INDEX = frozenset(
     {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
      "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
-     "histograms", "rankings", "kronecker", "variances"}
+     "histograms", "rankings", "shrunk", "reranked", "joint", "kronecker", "variances"}
 )  # fmt: skip
 OF_A_DEMO_OR_STUDY = frozenset({"checkpoints", "images", "pictures", "terms", "sweeps", "geometry", "parameters"})
 KINDS = OF_AN_INDEX | OF_A_DEMO_OR_STUDY
@@ -76,6 +79,8 @@ EMBEDDINGS = "embeddings.safetensors"
 JUDGEMENTS = "judgements.parquet"
 
 RANKING = "ranking.parquet"
+SHRINKAGE = "shrinkage.parquet"
+SHARES = "shares.parquet"
 TAIL_PATCH = "tail_patch.parquet"
 TOKEN_INFLUENCE = "token_influence.parquet"
 HISTOGRAM = "histogram.parquet"

@@ -16,7 +16,7 @@ import polars as pl
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError
-from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN
+from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN, SHARES
 from trackstar.storage.partial_files import write_atomically
 from trackstar.storage.sealed import sealed, unsealed
 
@@ -78,6 +78,13 @@ def write_proponents(
         PROPONENTS_PARQUET: _write(directory / PROPONENTS_PARQUET, [table.getvalue()]),
         PROPONENTS_JSONL: _write(directory / PROPONENTS_JSONL, (_encode(line) + b"\n" for line in lines)),
     }
+
+
+def write_shares(directory: UPath, frame: pl.DataFrame) -> dict[str, str]:
+    """Write ``shares.parquet``, each checkpoint's part of every score; return its SHA-256."""
+    table = io.BytesIO()
+    frame.write_parquet(table)
+    return {SHARES: _write(directory / SHARES, [table.getvalue()])}
 
 
 def write_run(directory: UPath, record: Mapping[str, Any], *, files: Mapping[str, str]) -> None:

@@ -115,6 +115,9 @@ def values(config: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
         inner = nested
         for name in setting.path[:-1]:
             inner = inner.setdefault(name, {})
+        if then := setting.option.then:
+            value, *further = value
+            given = {**given, then: (*further, *(given.get(then) or ()))}
         inner[setting.path[-1]] = _split(value) if setting.is_list and not setting.option.words else value
     return nested
 
@@ -181,7 +184,8 @@ class SettingOption(click.Option):
         names = [name, *setting.option.also]
         if setting.is_flag:
             names = [f"{name}/--no-{name.removeprefix('--')}"]
-        how: dict[str, Any] = {} if setting.is_flag else {"type": Word(setting), "multiple": setting.is_list}
+        is_multiple = setting.is_list or bool(setting.option.then)
+        how: dict[str, Any] = {} if setting.is_flag else {"type": Word(setting), "multiple": is_multiple}
         super().__init__([*names, parameter_name(name)], default=None, help=setting.field.description, **how)
 
     @property

@@ -160,6 +160,8 @@ def attribution_table(out: str) -> RenderableType:
         ("mixing weight λ", f"{method['mixing_weight']:.4g}{_limit(method)}"),
         ("damping", f"{_damping(method)}{_damping_advice(run, method)}"),
         ("further λ", ", ".join(list(method["mixing_weights"])[1:]) or "none"),
+        *_reranked(method),
+        *_checkpoints(method),
         ("results", out),
     ]
     spectra = [spectrum_table(of, method["damping"]) for name, of in method["spectra"].items() if name == "R_train"]
@@ -379,6 +381,30 @@ def _limit(method: dict[str, Any]) -> str:
     return (
         f" (at component {method['crossing_index']} instead of {method['wanted_index']}: {method['limited_by']} ends)"
     )
+
+
+def _reranked(method: dict[str, Any]) -> list[tuple[str, str]]:
+    """What whole gradients moved, and what they took."""
+    if (told := method.get("rerank")) is None:
+        return []
+    took = "" if told["seconds"] is None else f", {told['seconds']:,.1f} s"
+    moved = (
+        f"ranks moved by {told['mean_rank_change']:.1f}, {told['mean_new_in_top_k']:.1f} new of the proponents shown"
+    )
+    return [("whole gradients", f"of {told['num_documents']:,} documents{took}: {moved}, mean of the queries")]
+
+
+def _checkpoints(method: dict[str, Any]) -> list[tuple[str, str]]:
+    """How each of several checkpoints counts, and its share of the proponents' scores."""
+    told = method.get("checkpoints", [])
+    by = "by learning rate" if any(of["learning_rate"] for of in told) else "all alike"
+    return [
+        (
+            f"checkpoint {plain(location(of['checkpoint']).name)}",
+            f"share {of['share']:.0%}, weight {of['weight']:.3g} {by}",
+        )
+        for of in told
+    ]
 
 
 def _damping(method: dict[str, Any]) -> str:

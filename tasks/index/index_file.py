@@ -110,7 +110,7 @@ def require_same_settings(
 def require_autocorrelation(index: Index, whitening: str) -> None:
     """Raise InputError where whitening needs an R_train that the index does not have."""
     R = index.autocorrelation
-    if whitening != "none" and R is None:
+    if whitening != "none" and R is None and not index.is_flat:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
 
 

@@ -100,7 +100,7 @@ def _require_as_many_experts(
 
 
 def _read_optimizer(path: UPath, model: nn.Module, matrices: Sequence[WeightMatrix]) -> dict[str, SecondMoment]:
-    optimizer = _load_optimizer(path)
+    optimizer = load_optimizer(path)
     try:
         states = match_parameters(optimizer, model)
     except InputError as error:
@@ -130,7 +130,7 @@ def _checked(
     return oriented
 
 
-def _load_optimizer(path: UPath) -> dict[str, Any]:
+def load_optimizer(path: UPath) -> dict[str, Any]:
     """The optimizer's state dict: tensors, numbers, strings and containers, and nothing else is unpickled."""
     try:
         content = _torch_load(path)

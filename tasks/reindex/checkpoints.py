@@ -5,7 +5,6 @@ INDEXES/checkpoint-1000-1f2e3d4c/            its index, named by the checkpoint 
 INDEXES/results/checkpoint-1000-1f2e3d4c/    standing queries: proponents, asked.json, drift.json, drift.html
 """
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from trackstar.storage.removal import remove_index
 from trackstar.storage.results import read_sealed, write_sealed
 from trackstar.storage.writer import changing, unread
 from trackstar.tasks.index.contents import read_index
+from trackstar.tasks.index.lineage import TRAINER_STATE, step_of
 from trackstar.tasks.models.checkpoint_files import (
     Checkpoint,
     adapter_files,
@@ -30,7 +30,6 @@ from trackstar.tasks.models.checkpoint_files import (
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
 ASKED = "asked.json"
-TRAINER_STATE = "trainer_state.json"
 TRAINER_NAME = r"checkpoint-\d+"
 NAME_DIGITS = 8
 
@@ -87,15 +86,6 @@ def find_checkpoints(directory: str) -> list[Found]:
     entries = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     found = [Found(path=str(entry), step=step_of(entry), missing=missing_of(entry)) for entry in entries]
     return sorted(found, key=lambda checkpoint: checkpoint.order)
-
-
-def step_of(checkpoint: UPath) -> int | None:
-    """The step that trainer_state.json states, else the number the name ends in."""
-    try:
-        return int(json.loads((checkpoint / TRAINER_STATE).read_bytes())["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):  # absent or half written: the name says it too
-        number = re.search(r"(?:^|[^0-9A-Za-z]|step)(\d+)$", checkpoint.name)
-        return int(number[1]) if number else None
 
 
 def missing_of(checkpoint: UPath) -> str | None:

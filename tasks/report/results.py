@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from trackstar.storage.layout import QUERIES, location
+from trackstar.storage.layout import QUERIES, SHARES, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.queries import Query, queries_digest
-from trackstar.storage.results import write_proponents, write_run
+from trackstar.storage.results import write_proponents, write_run, write_shares
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.index_file import factor_facts
@@ -29,6 +29,9 @@ def write_results(
     frame = pl.concat([ranking_table(ranking, index) for ranking in rankings])
     texts = shard_texts(index.shard_paths, set(frame["candidate_id"].unique()))
     files = write_proponents(directory, frame, queries=queries, texts=texts, query_set=queries_digest(queries)[:16])
+    for ranking in rankings:
+        if "checkpoints" in ranking.facts:
+            files |= write_shares(directory, read_table(ranking.path(str(index.path)), SHARES))
     record = run_record(index, queries, encoded, rankings)
     write_run(directory, record, files=files)
     publish_proponents(proponents_markdown(frame, queries, texts, record["queries"]))

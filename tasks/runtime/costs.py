@@ -16,7 +16,19 @@ from trackstar.storage.layout import COST, COST_CURE
 from trackstar.storage.results import read_sealed, write_sealed
 
 TIMED_KINDS = frozenset(
-    {"queries", "factors", "train_norms", "spectrum", "rankings", "plain_shards", "embeddings", "judgements"}
+    {
+        "queries",
+        "factors",
+        "train_norms",
+        "spectrum",
+        "rankings",
+        "shrunk",
+        "reranked",
+        "joint",
+        "plain_shards",
+        "embeddings",
+        "judgements",
+    }
 )
 SECONDS = "seconds"
 

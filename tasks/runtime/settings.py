@@ -22,6 +22,7 @@ class Option:
         also: Other names that are understood, and that help does not show.
         metavar: What help calls the value. Empty: it follows from the type.
         words: Whether several values are several words, as the shell makes of ``*.jsonl``, instead of a comma list.
+        then: Where the option may be given several times: the field that takes every value after the first.
         group: Heading in the help. Empty: the title of the class.
     """
 
@@ -29,6 +30,7 @@ class Option:
     also: tuple[str, ...] = ()
     metavar: str = ""
     words: bool = False
+    then: str = ""
     group: str = ""
 
 

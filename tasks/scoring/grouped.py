@@ -15,6 +15,7 @@ from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.contents import Index, shard_texts
 from trackstar.tasks.index.withdrawals import read_ids
 from trackstar.tasks.numerics.scores import QueryBasis
+from trackstar.tasks.numerics.shrinkage import Spread
 from trackstar.tasks.runtime.dask import compute, part, tree_merge
 from trackstar.tasks.scoring.score_pass import (
     Pass,
@@ -25,6 +26,7 @@ from trackstar.tasks.scoring.score_pass import (
     read_query_vectors,
     shard_influences,
 )
+from trackstar.tasks.scoring.shrink import request_spread, shrunk
 
 SHINGLE_WORDS = 3
 
@@ -49,7 +51,8 @@ def candidate_scores(request: ScoreRequest, candidate_ids: Sequence[str]) -> pl.
         raise InputError(f"the index has no document {min(missing)!r}, or it was withdrawn; choose among its ids")
     weights, bases = mixing_weights(request), _bases(request)
     common = pass_of(request, weights)
-    parts = [part(_chosen_scores, path, common, bases, frozenset(wanted)) for path in shards]
+    shrink = _shrinkage(request, weights)
+    parts = [part(_chosen_scores, path, common, bases, frozenset(wanted), shrink) for path in shards]
     scores = {id_: values for found in compute(parts, where=request.dask) for id_, values in found.items()}
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
     rows = [
@@ -73,9 +76,10 @@ def grouped_influence(request: ScoreRequest, column: str) -> pl.DataFrame:
     _require_column(request, column)
     weights, bases = mixing_weights(request), _bases(request)
     candidates = Candidates(request.shards, request.index, request.tombstones)
-    common = pass_of(request, weights)
+    common, shrink = pass_of(request, weights), _shrinkage(request, weights)
     parts = [
-        part(_grouped_shard, path, common, bases, column, candidates.withdrawn.get(path)) for path in candidates.paths
+        part(_grouped_shard, path, common, bases, column, candidates.withdrawn.get(path), shrink)
+        for path in candidates.paths
     ]
     (total,) = compute([tree_merge(parts, _merge_groups)], where=request.dask)
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
@@ -126,13 +130,17 @@ def _bases(request: ScoreRequest) -> dict[str, Any]:
     return query_bases(request, request.train_whitening, read_query_vectors(request))
 
 
+def _shrinkage(request: ScoreRequest, weights: Mapping[str, float]) -> Spread | None:
+    return None if request.config.shrink is None else request_spread(request, weights)
+
+
 def _chosen_scores(
-    path: UPath, common: Pass, bases: Mapping[str, QueryBasis], wanted: frozenset[str]
+    path: UPath, common: Pass, bases: Mapping[str, QueryBasis], wanted: frozenset[str], found: Spread | None
 ) -> dict[str, ndarray]:
     """Scores [weights queries] of each wanted document of a shard."""
     ids = read_table(path, DOCUMENTS)["id"].to_list()
     return {
-        ids[row]: influence[:, place]
+        ids[row]: shrunk(influence[:, [place]], found, common.config)[:, 0]
         for rows, influence in shard_influences(path, common, bases, None)
         for place, row in enumerate(rows)
         if ids[row] in wanted
@@ -143,11 +151,17 @@ Groups = dict[str | None, tuple[int, ndarray]]  # number of documents, and sums 
 
 
 def _grouped_shard(
-    path: UPath, common: Pass, bases: Mapping[str, QueryBasis], column: str, withdrawn: ndarray | None
+    path: UPath,
+    common: Pass,
+    bases: Mapping[str, QueryBasis],
+    column: str,
+    withdrawn: ndarray | None,
+    found: Spread | None,
 ) -> Groups:
     values = read_table(path, DOCUMENTS)[column].to_list()
     parts = []
-    for rows, influence in shard_influences(path, common, bases, withdrawn):
+    for rows, scores in shard_influences(path, common, bases, withdrawn):
+        influence = shrunk(scores, found, common.config)
         places: dict[str | None, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(values[row], []).append(place)

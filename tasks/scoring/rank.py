@@ -16,11 +16,14 @@ from trackstar.tasks.index.curvature import IndexedShards
 from trackstar.tasks.index.index_file import require_autocorrelation
 from trackstar.tasks.index.norms import has_norms, mean_squares
 from trackstar.tasks.models.checkpoint import read_checkpoint
+from trackstar.tasks.models.learning_rate import read_learning_rate
 from trackstar.tasks.models.loadable import require_loadable
 from trackstar.tasks.runtime.progress import run_logger
+from trackstar.tasks.scoring.checkpoints import JointRequest, rank_jointly, weights_of
 from trackstar.tasks.scoring.queries import QueryRequest, encode_queries
 from trackstar.tasks.scoring.score_pass import ScoreConfig, ScoreRequest, rank_candidates
 from trackstar.tasks.scoring.settings import DAMPING
+from trackstar.tasks.scoring.shrink import ShrinkRequest, shrink_ranking
 from trackstar.tasks.scoring.whitening import (
     FactorRequest,
     SpectrumRequest,
@@ -65,7 +68,38 @@ def require_same_checkpoint(index: Index) -> None:
 
 def rank(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> Artifact:
     """The ranking of one query set by one method over the index's gradients."""
-    return rank_candidates(score_request(index, encoded, config, method=method, dask=dask))
+    request = score_request(index, encoded, config, method=method, dask=dask)
+    ranking = rank_candidates(request)
+    if config.shrink is None:
+        return ranking
+    return shrink_ranking(ShrinkRequest(index=request.index, scored=request, ranking=ranking))
+
+
+def rank_together(
+    indexes: Sequence[Index], encoded: Sequence[Artifact], config: ScoreConfig, *, method: str, dask: str
+) -> Artifact:
+    """The ranking of one query set by the sum over several indexes, kept in the first of them.
+
+    Raises:
+        InputError: Two are of one checkpoint, or they do not hold the same documents.
+    """
+    seen: dict[str, Index] = {}
+    for index in indexes:
+        known = seen.setdefault(index.engine.checkpoint.digest, index)
+        if known is not index:
+            raise InputError(f"{index.path} and {known.path} are of the same checkpoint; give each checkpoint once")
+    checkpoints = tuple(index.engine.checkpoint.path for index in indexes)
+    return rank_jointly(
+        JointRequest(
+            index=str(indexes[0].path),
+            scored=tuple(
+                score_request(index, of_queries, config, method=method, dask=dask)
+                for index, of_queries in zip(indexes, encoded, strict=True)
+            ),
+            checkpoints=checkpoints,
+            weights=weights_of([read_learning_rate(checkpoint) for checkpoint in checkpoints]),
+        )
+    )
 
 
 def score_request(index: Index, encoded: Artifact, config: ScoreConfig, *, method: str, dask: str) -> ScoreRequest:

@@ -57,7 +57,7 @@ class ScoreRequest(IndexedShards):
         return {
             **super().inputs(),
             "method": self.method,
-            "config": self.config.model_dump(),
+            "config": self.config.of_pass(),
             "queries": self.queries.digest,
             "factors": self.factors and self.factors.digest,
             **({"mean_squares": self.mean_squares} if self.mean_squares else {}),
@@ -95,15 +95,20 @@ class Pass(NamedTuple):
 @stage
 def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
     """Write each query's proponents and opponents, and how λ came about."""
-    query_vectors = read_query_vectors(request)
-    spectra = _spectra(request, query_vectors)
-    weight = _mixing_weight(request, spectra)
-    weights = _method_weights(request, weight)
+    weights, facts = chosen_weights(request)
     candidates = Candidates(request.shards, request.index, request.tombstones)
-    ranked = _rank(request, candidates, query_vectors, weights)
+    ranked = _rank(request, candidates, read_query_vectors(request), weights)
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"]
     write_table(draft.path / RANKING, result_table(ranked, query_ids=query_ids, candidates=candidates))
-    draft.facts |= {
+    draft.facts |= {**facts, "num_candidates": candidates.num_live}
+
+
+def chosen_weights(request: ScoreRequest) -> tuple[dict[str, float], dict[str, Any]]:
+    """λ by the name of the method it makes, that of the configuration first, and how it came about."""
+    spectra = _spectra(request, read_query_vectors(request))
+    weight = _mixing_weight(request, spectra)
+    weights = _method_weights(request, weight)
+    return weights, {
         "method": request.method,
         "mixing_weight": weight.value,
         "mixing_weights": weights,
@@ -113,7 +118,6 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
         "crossing_values": {"R_train": weight.train_value, "R_eval": weight.eval_value},
         "damping": request.config.damping,
         "whitening": request.config.whitening,
-        "num_candidates": candidates.num_live,
         "spectrum": request.spectrum and request.spectrum.name,
         "queries": request.queries.name,
         "factors": request.factors and request.factors.name,
@@ -125,8 +129,7 @@ def rank_candidates(request: ScoreRequest, draft: Draft) -> None:
 
 def mixing_weights(request: ScoreRequest) -> dict[str, float]:
     """λ by the name of the method it makes, that of the configuration, as given or as the spectra have it, first."""
-    query_vectors = read_query_vectors(request)
-    return _method_weights(request, _mixing_weight(request, _spectra(request, query_vectors)))
+    return chosen_weights(request)[0]
 
 
 def read_query_vectors(request: ScoreRequest) -> dict[str, ndarray]:
@@ -149,7 +152,9 @@ def _rank(
         part(_rank_shard, path, common, bases, start, candidates.withdrawn.get(path))
         for path, start in candidates.shards()
     ]
-    (ranked,) = compute([tree_merge(parts, partial(_merge, top_k=request.config.top_k or None))], where=request.dask)
+    (ranked,) = compute(
+        [tree_merge(parts, partial(merge_rankings, top_k=request.config.top_k or None))], where=request.dask
+    )
     methods = list(weights)
     return {(methods[number], kind): best for (number, kind), best in ranked.items()}
 
@@ -217,19 +222,20 @@ def _rank_shard(
     withdrawn: ndarray | None,
 ) -> Rankings:
     """The shard's own best and worst candidates of every query; of all others nothing is kept."""
-    parts: list[Rankings] = []
-    for rows, influence in shard_influences(path, common, bases, withdrawn):
-        positions = first_position + rows
-        parts.append(
-            {
-                (number, kind): ranking.best(
-                    of_weight.T, positions, top_k=common.config.top_k or None, largest=kind == PROPONENT
-                )
-                for number, of_weight in enumerate(influence)
-                for kind in (PROPONENT, OPPONENT)
-            }
-        )
-    return _merge(parts, common.config.top_k or None)
+    parts = [
+        best_of(influence, first_position + rows, top_k=common.config.top_k or None)
+        for rows, influence in shard_influences(path, common, bases, withdrawn)
+    ]
+    return merge_rankings(parts, common.config.top_k or None)
+
+
+def best_of(influence: ndarray, positions: ndarray, *, top_k: int | None) -> Rankings:
+    """The best and worst of some candidates' scores [weights n queries]."""
+    return {
+        (number, kind): ranking.best(of_weight.T, positions, top_k=top_k, largest=kind == PROPONENT)
+        for number, of_weight in enumerate(influence)
+        for kind in (PROPONENT, OPPONENT)
+    }
 
 
 def shard_influences(
@@ -278,7 +284,7 @@ def _coordinates(
     return np.concatenate(found)
 
 
-def _merge(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
+def merge_rankings(parts: Sequence[Rankings], top_k: int | None) -> Rankings:
     return {
         key: ranking.merge([ranked[key] for ranked in parts], top_k=top_k, largest=key[1] == PROPONENT)
         for key in parts[0]

@@ -35,6 +35,7 @@ class BadInput(NamedTuple):
 
 
 INDEX_COMMAND = "index --checkpoint {checkpoint} --corpus {corpus} --index {new}"
+DIGITS = "0" * 16
 ATTRIBUTE = "attribute --index {index} --queries {queries} --out {new}"
 COMPARE = "compare --index {index} --queries {queries} --out {new}"
 REINDEX = "reindex --checkpoints {checkpoints} --corpus {corpus} --indexes {new}"
@@ -207,6 +208,17 @@ def _of_methods() -> Iterator[BadInput]:
         "--influence-dtype float32 --influence-tolerance 1e-6": ("finer than float32",),
     }.items():
         yield BadInput(f"compare {arguments}", f"{COMPARE} {arguments}", words)
+    yield BadInput("compare two indexes", f"{COMPARE} --index {{index}}", ("a comparison is of one index",))
+    yield BadInput(
+        "no indexes in a directory",
+        "attribute --all-checkpoints {empty_directory} --queries {queries} --out {new}",
+        ("holds no finished index",),
+    )
+    yield BadInput(
+        "index and all checkpoints", f"{ATTRIBUTE} --all-checkpoints {{absent}}", ("--index is", "give one of them")
+    )
+    yield BadInput("compare reranked", f"{COMPARE} --rerank 200", ("--rerank is 200", "trackstar attribute"))
+    yield BadInput("compare shrunk scores", f"{COMPARE} --shrink 2", ("--shrink is 2", "trackstar attribute"))
     for arguments, words in {
         "--mixing-weight 1": ("less than 1",),
         "--mixing-weight -0.1": ("at least 0",),
@@ -214,6 +226,9 @@ def _of_methods() -> Iterator[BadInput]:
         "--mixing-weights 0.1,0.1": ("name one twice",),
         "--mixing-weights 0.1,1.5": ("less than 1",),
         "--mixing-weights 0.1 --whitening train": ("--whitening mixed",),
+        "--rerank 5 --top-k 0": ("--rerank is 5 and --top-k 0", "use --top-k of 1 to 5"),
+        "--rerank 5 --top-k 6": ("--rerank is 5 and --top-k 6", "a larger --rerank"),
+        "--rerank 200 --top-k 5 --shrink 1": ("--shrink 1", "leave one of them out"),
         "--whitening some": ("--whitening is 'some', expected mixed, train or none",),
         "--whitening mixd": ("did you mean mixed?",),
     }.items():
@@ -340,8 +355,8 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
 
 def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
     """Enough of an index to be opened."""
-    R_train = Artifact(name=f"autocorrelation/{0:016x}", digest="0", facts={"sample": None, "num_documents": 20})
-    shard_facts = {"num_documents": 20, "block_dims": {"mlp.00": 16}}
+    R_train = Artifact(name=f"autocorrelation/{DIGITS}", digest="0", facts={"sample": None, "num_documents": 20})
+    facts = {"num_documents": 20, "block_dims": {"mlp.00": 16}}
     for name, R in (("index", R_train), ("no_r_train", None)):
         files[name] = directory / name
         files[name].mkdir()
@@ -354,11 +369,7 @@ def _write_indexes(directory: Path, files: dict[str, Path]) -> None:
                 second_moment=None,
             ),
             corpus=CorpusConfig(paths=(str(files["corpus"]),)),
-            shards=(
-                Artifact(
-                    name=f"shards/{0:016x}", digest="0", facts={"num_documents": 20, "block_dims": {"mlp.00": 16}}
-                ),
-            ),
+            shards=(Artifact(name=f"shards/{DIGITS}", digest="0", facts=facts),),
             autocorrelation=R,
         )
         (files[name] / INDEX).write_bytes(index_bytes(json.loads(index.model_dump_json())))

@@ -10,7 +10,14 @@ from pydantic import Field
 
 from trackstar.flows.cli.commands import app
 from trackstar.flows.cli.options import settings_of, spread, values
-from trackstar.flows.config import CompareConfig, DemoConfig, IndexConfig, IndexingConfig, ReindexConfig
+from trackstar.flows.config import (
+    AttributeConfig,
+    CompareConfig,
+    DemoConfig,
+    IndexConfig,
+    IndexingConfig,
+    ReindexConfig,
+)
 from trackstar.tasks.runtime.settings import Option, Settings
 
 COMMANDS = {name: command for name, command in app.commands.items() if command.config is not None}
@@ -67,6 +74,14 @@ def test_only_what_was_given_reaches_the_settings(tmp_path):
     assert config.score.top_k == 100
     assert config.methods == ("trackstar", "random", "bm25")
     assert read(DemoConfig, "--projection-dim", "16").tail_patch.num_proponents == 5
+
+
+def test_an_index_that_is_given_again_is_a_further_one():
+    common = ("--queries", "q", "--out", "o", "--index", "a")
+    assert read(AttributeConfig, *common).further_indexes == ()
+    config = read(AttributeConfig, *common, "--index", "b", "--further-indexes", "d", "--index", "c")
+    names = [url.rpartition("/")[2] for url in (config.index, *config.further_indexes)]
+    assert names == ["a", "b", "c", "d"]
 
 
 def test_one_option_sets_every_seed():

@@ -80,17 +80,22 @@ def reference_to(index, name):
 
 
 def rank(index, gradients, *, dask="local", config=CONFIG):
-    """R_train, norms and ranking of a new index."""
+    """The ranking of a new index."""
+    request = rank_request(index, gradients, dask=dask, config=config)
+    return read_table(build(rank_candidates.body, request).path(str(index)), RANKING)
+
+
+def rank_request(index, gradients, *, dask="local", config=CONFIG):
+    """What is to be scored in a new index, after R_train and norms."""
     shards, queries = write_store(index, gradients)
     common = {"index": str(index), "shards": shards, "dask": dask}
     R = build(write_autocorrelation.body, AutocorrelationRequest(**common))
     of_factors = FactorRequest(index=str(index), autocorrelation=R, damping=config.damping, dask=dask)
     whitening = {"factors": build(write_factors.body, of_factors), **common}
     norms = build(write_train_norms.body, TrainNormsRequest(**whitening))
-    request = ScoreRequest(
+    return ScoreRequest(
         method="trackstar", config=config, queries=queries, train_norms=norms, spectrum=None, **whitening
     )
-    return read_table(build(rank_candidates.body, request).path(str(index)), RANKING)
 
 
 @pytest.fixture(scope="module")
