@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -108,9 +109,13 @@ def first_problem(directory: UPath) -> str | None:
         InputError: There are no weights, or they lie in pieces of another kind.
     """
     others = [name for name in model_files(str(directory)) if not name.endswith(WEIGHT_ENDS)]
-    weights = [file.name for file in weight_files(directory)]
-    problems = (problem_of(directory / name) for name in [*others, *weights, *optional_files(directory)])
-    return next((problem for problem in problems if problem), None)
+    if problem := _first_of(directory / name for name in others):
+        return problem
+    return _first_of([*weight_files(directory), *(directory / name for name in optional_files(directory))])
+
+
+def _first_of(files: Iterable[UPath]) -> str | None:
+    return next((problem for problem in map(problem_of, files) if problem), None)
 
 
 def optional_files(checkpoint: UPath) -> list[str]:
