@@ -19,6 +19,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from trackstar.flows.config import AttributeConfig
+from trackstar.storage.current import resolved
 from trackstar.storage.errors import InputError
 from trackstar.storage.queries import Query, read_queries
 from trackstar.storage.writer import reading
@@ -68,6 +69,7 @@ def _together(config: AttributeConfig, queries: Sequence[Query]) -> dict[str, An
 def table(index: str, queries: Queries, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
     """Proponents and opponents with their texts; ``settings`` are those of ``ScoreConfig``."""
     config, asked = ScoreConfig.model_validate(settings), _queries(queries)
+    index = resolved(index)
     with reading(index):
         opened = read_index(index)
         config.check()
@@ -81,6 +83,7 @@ def scores(
     index: str, queries: Queries, candidate_ids: Sequence[str], *, dask: str = "local", **settings: Any
 ) -> pl.DataFrame:
     """query_id, method, candidate_id and score of chosen documents."""
+    index = resolved(index)
     with reading(index):
         return candidate_scores(_request(read_index(index), queries, settings, dask), candidate_ids)
 
@@ -88,6 +91,7 @@ def scores(
 @flow(name="attribute-by-column", task_runner=ONE_AT_A_TIME, validate_parameters=False)
 def by_column(index: str, queries: Queries, column: str, *, dask: str = "local", **settings: Any) -> pl.DataFrame:
     """Number of documents, summed and mean influence for each value of a column that the index kept."""
+    index = resolved(index)
     with reading(index):
         return grouped_influence(_request(read_index(index), queries, settings, dask), column)
 

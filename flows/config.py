@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from trackstar.flows.cli.options import settings_of
-from trackstar.flows.places import Place, require_device, require_place, require_where
+from trackstar.flows.places import Place, require_device, require_place, require_store, require_where
+from trackstar.storage.current import resolved
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import StoreAs, location
+from trackstar.storage.layout import INDEX, StoreAs, is_local, location
 from trackstar.storage.queries import Id, Query, Text, read_ids, read_queries
-from trackstar.storage.verification import require_no_indexes
+from trackstar.storage.verification import index_names, require_no_indexes
 from trackstar.tasks.asking.settings import ASKED_METHODS
 from trackstar.tasks.demo.settings import DemoCorpusConfig, TrainingConfig
 from trackstar.tasks.evaluation.settings import (
@@ -33,6 +34,7 @@ from trackstar.tasks.mnist.settings import DIGITS, MNIST, StudyConfig
 from trackstar.tasks.models.checkpoint_files import model_files, require_whole
 from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
+from trackstar.tasks.reindex.settings import GateConfig
 from trackstar.tasks.runtime.settings import Option, Settings
 from trackstar.tasks.scoring.settings import DAMPING, ScoreConfig, TokenInfluenceConfig
 
@@ -40,6 +42,8 @@ WHAT, WHERE, MEMORY = "Input and output", "Where it runs", "Memory"  # groups of
 
 # Absolute: workers run in other directories.
 Url = Annotated[str, AfterValidator(lambda url: str(location(url))), Option(metavar="DIR", group=WHAT)]
+# Of a directory of indexes, the one that serves; known when the settings are read, so that check and run mean the same.
+AskedIndex = Annotated[Url, AfterValidator(lambda url: asked_index(url))]
 Directory = Annotated[Url, Place.DIRECTORY]
 NewDirectory = Annotated[Url, Place.NEW]
 File = Annotated[Url, Place.FILE, Option(metavar="FILE", group=WHAT)]
@@ -54,6 +58,14 @@ SHARDS_ON_HELP = (
     "the address of a Dask scheduler."
 )
 DASK_HELP = "Where Dask runs: local (threads of this process), processes, or a scheduler's address."
+
+
+def asked_index(url: str) -> str:
+    """The index that is meant by the path of one, or of a directory of them."""
+    path = location(url)
+    if not is_local(path):
+        require_store(path)
+    return resolved(url)
 
 
 def name_of(url: str) -> str:
@@ -142,10 +154,14 @@ class IndexConfig(IndexingConfig):
         self.gradient.check()
         super().check()
         require_no_indexes(location(self.index))
-        require_whole(self.checkpoint, context_tokens=self.model.context_tokens)
         self.corpus.require_documents()
         require_same_kind(existing_index(self.index), self.model, self.gradient)
         require_device(self.model.device, name="--device")
+        self.check_checkpoint()
+
+    def check_checkpoint(self) -> None:
+        """Raise InputError for a checkpoint that cannot be indexed so; this loads torch."""
+        require_whole(self.checkpoint, context_tokens=self.model.context_tokens)
         if self.second_moment.mode not in ("estimated", "none"):
             find_state(self.checkpoint)
         from trackstar.tasks.models.loadable import require_loadable  # which loads torch
@@ -167,8 +183,10 @@ def with_all_checkpoints(values: Any) -> Any:
 class AttributeConfig(FlowConfig):
     """Queries to proponents and opponents."""
 
-    index: Annotated[Url, Option(metavar="DIR", group=WHAT, then="further_indexes")] = Field(
-        title="Index", description="A finished index; given again, one more, of another checkpoint of the same corpus."
+    index: Annotated[AskedIndex, Option(metavar="DIR", group=WHAT, then="further_indexes")] = Field(
+        title="Index",
+        description="A finished index, or a directory of them: the one that serves; given again, one more, of another "
+        "checkpoint of the same corpus.",
     )
     further_indexes: Annotated[tuple[Url, ...], Option(words=True, metavar="DIR...", group=WHAT)] = Field(
         (), title="Further indexes", description="Of other checkpoints: scores are summed over all of them."
@@ -335,9 +353,11 @@ class CompareConfig(AttributeConfig):
 
 
 class WithdrawConfig(FlowConfig):
-    """Documents to be left out of an index."""
+    """Documents to be left out of an index, or of every index of a directory."""
 
-    index: Url = Field(title="Index", description="A finished index.")
+    index: Url = Field(
+        title="Index", description="A finished index, or a directory of them: every one that is or will be there."
+    )
     ids: Annotated[tuple[Id, ...], Option(words=True, metavar="ID...", group=WHAT)] = Field(
         (), title="Documents", description="Ids of documents, as results show them."
     )
@@ -353,8 +373,16 @@ class WithdrawConfig(FlowConfig):
 
     def check(self) -> None:
         super().check()
-        read_index(self.index)
+        directory = location(self.index)
+        for index in [directory] if self.is_of_one else [directory / name for name in index_names(directory)]:
+            read_index(str(index))
         self.asked()
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether this is an index, or nothing: else it is a directory of indexes."""
+        directory = location(self.index)
+        return (directory / INDEX).exists() or not index_names(directory)
 
     def asked(self) -> list[str]:
         """The ids, those of the file after those given by themselves.
@@ -377,6 +405,12 @@ class ReindexConfig(IndexingConfig):
     keep_last: Annotated[int | None, Option(group=WHAT)] = Field(
         None, ge=1, title="Keep", description="Only the last N checkpoints have an index; by default all. Results stay."
     )
+    promotion: Annotated[Literal["auto", "manual"], Option(group=WHAT)] = Field(
+        "auto",
+        title="Promotion",
+        description="Whether an index that holds to its gates serves by itself, or by `trackstar promote` alone.",
+    )
+    gates: GateConfig = GateConfig()
     score: ScoreConfig = ScoreConfig()
 
     @property

@@ -36,3 +36,18 @@ class CorruptionError(StorageError):
 
 class LockedError(StorageError):
     """Another process changes an index, and only one may at a time."""
+
+
+class PartlyDoneError(Exception):
+    """Of several things to do some failed; the others are done, and what failed is named. Exit code 1.
+
+    Attributes:
+        done: What the run returns where nothing fails.
+    """
+
+    def __init__(self, sentence: str, done: object = None) -> None:
+        super().__init__(sentence)
+        self.done = done
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.done)

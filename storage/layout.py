@@ -28,6 +28,11 @@
     OUT/
       proponents.parquet proponents.jsonl run.json shares.parquet metrics.json tail_patch.parquet report.html
 
+    INDEXES/
+      NAME/                          an index; results/NAME/ holds what it answered to the standing queries
+      current.json previous.json     which index serves, and what served before
+      withdrawn.json withdrawn.copy.json   which documents were withdrawn from all of them, twice
+
 ``<digest>`` is the first 16 hexadecimal digits of the SHA-256 of the artifact's identity, so that a different
 configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last; some have a
 ``cost.json`` beside it, the seconds that the artifact took.
@@ -93,6 +98,10 @@ METRICS = "metrics.json"
 REPORT = "report.html"
 DRIFT_PAGE = "drift.html"
 RESULTS = "results"  # directory of a directory of indexes
+CURRENT = "current.json"  # which of its indexes serves
+PREVIOUS = "previous.json"
+WITHDRAWN = "withdrawn.json"  # of all of them
+WITHDRAWN_COPY = "withdrawn.copy.json"
 
 
 FINISHED = r"[0-9a-f]{16}"

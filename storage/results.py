@@ -8,14 +8,14 @@ viewer opens it. ``run.json`` holds the SHA-256 of both, and a digest of its own
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, Protocol
 
 import polars as pl
 from upath import UPath
 
-from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.errors import CorruptionError, MissingError, StorageError
 from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN, SHARES
 from trackstar.storage.partial_files import write_atomically
 from trackstar.storage.sealed import sealed, unsealed
@@ -140,6 +140,32 @@ def _as_written(directory: UPath, name: str) -> Iterator[IO[bytes]]:
             raise CorruptionError(path, f"differs from what {RUN} says was written (SHA-256 mismatch)", CURE)
         file.seek(0)
         yield file
+
+
+def queries_shown(directory: UPath, ids: Collection[str]) -> list[str]:
+    """The queries whose answers in a result directory hold one of these documents, in order.
+
+    Raises:
+        StorageError: The answers cannot be read.
+    """
+    frame = read_proponents(directory)
+    shown = frame.filter(frame["candidate_id"].is_in(list(ids)))
+    return shown["query_id"].unique(maintain_order=True).to_list()
+
+
+def answers_with(results: UPath, ids: Collection[str]) -> dict[str, list[str] | None]:
+    """The result directories that hold one of these documents, with the queries; None for one that cannot be read."""
+    found: dict[str, list[str] | None] = {}
+    entries = sorted(results.iterdir(), key=lambda entry: entry.name) if results.is_dir() else []
+    for directory in (entry for entry in entries if (entry / RUN).exists()):
+        try:
+            queries = queries_shown(directory, ids)
+        except StorageError:
+            found[directory.name] = None
+            continue
+        if queries:
+            found[directory.name] = queries
+    return found
 
 
 def released_lines(

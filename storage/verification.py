@@ -12,6 +12,7 @@ from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import (
     COST,
     COST_CURE,
+    CURRENT,
     INDEX,
     KINDS,
     MANIFEST,
@@ -65,8 +66,17 @@ def require_no_indexes(directory: UPath) -> None:
     if (directory / INDEX).exists() or not directory.is_dir():
         return
     inside = sorted(child.name for child in directory.iterdir() if _is_index_file(child / INDEX))
+    if not inside and (directory / CURRENT).exists():
+        raise InputError(f"{directory} is a directory of indexes ({CURRENT}) and none itself; give another one")
     if inside:
         raise InputError(f"{directory} holds indexes and is none; name one of them, such as {directory / inside[0]}")
+
+
+def index_names(directory: UPath) -> list[str]:
+    """Names of the indexes below a directory; one that is reached by a link is none of them."""
+    if not directory.is_dir():
+        return []
+    return sorted(child.name for child in directory.iterdir() if not is_link(child) and _is_index_file(child / INDEX))
 
 
 def findings(index: UPath) -> Iterator[Finding | None]:
@@ -145,7 +155,7 @@ def _check_index(index: UPath) -> Iterator[Finding | None]:
     except CorruptionError as error:
         yield Finding(index / INDEX, error.problem)
         return
-    except InputError:
+    except InputError:  # of another format, which is no damage
         raise
     except ValueError as error:
         yield Finding(index / INDEX, str(error))

@@ -25,7 +25,9 @@ from trackstar.flows.config import (
     ReindexConfig,
     SelfcheckConfig,
     WithdrawConfig,
+    asked_index,
 )
+from trackstar.storage.errors import PartlyDoneError
 
 
 @click.group(name="trackstar", cls=Commands, context_settings=CONTEXT, no_args_is_help=True)
@@ -111,7 +113,42 @@ def demo(config: DemoConfig, **output: bool) -> None:
 )
 def reindex(config: ReindexConfig, **output: bool) -> None:
     """Index the checkpoints that have no index yet, ask the standing queries, report what moved: drift.html."""
-    finish("reindex", run("reindex", config, **output), config, **output)
+    try:
+        done = run("reindex", config, **output)
+    except PartlyDoneError as error:
+        finish("reindex", error.done, config, **output)
+        raise
+    finish("reindex", done, config, **output)
+
+
+@command(
+    "promote",
+    click.Argument(["indexes"]),
+    click.Argument(["name"]),
+    example="trackstar promote indexes step-1000-1f2e3d4c",
+)
+def promote(indexes: str, name: str, **output: bool) -> None:
+    """Let this one of the indexes serve: whoever asks the directory then asks it."""
+    finish("serving", import_module("trackstar.flows.promote").promote_by_hand(indexes, name), **output)
+
+
+@command(
+    "lineage",
+    click.Argument(["index"]),
+    click.Argument(["document"]),
+    example="trackstar lineage index doc-17",
+)
+def lineage(index: str, document: str, **output: bool) -> None:
+    """Where a document comes from (file, row, checkpoint, step, code), and which answers beside the index show it."""
+    opened = import_module("trackstar.tasks.index.contents").read_index(asked_index(index))
+    found = import_module("trackstar.tasks.reindex.lineage").lineage(opened, document)
+    finish("lineage", found, **output)
+
+
+@command("rollback", click.Argument(["indexes"]), example="trackstar rollback indexes")
+def rollback(indexes: str, **output: bool) -> None:
+    """Let the index serve that did before; `reindex` does not promote this one again."""
+    finish("serving", import_module("trackstar.flows.promote").rollback(indexes), **output)
 
 
 @command(
@@ -120,9 +157,10 @@ def reindex(config: ReindexConfig, **output: bool) -> None:
     example="trackstar withdraw --index index --ids doc-17 doc-18 --reason 'asked to be forgotten'",
 )
 def withdraw(config: WithdrawConfig, **output: bool) -> None:
-    """Leave documents out of the candidates and of R_train; they stay on disk, and stay withdrawn."""
+    """Leave documents out of the candidates and of R_train, of one index or of every one; they stay on disk."""
     following = f"trackstar show {quote(config.index)}"
-    finish("index", run("withdraw", config, **output), following=following, **output)
+    kind = "index" if config.is_of_one else "withdrawn"
+    finish(kind, run("withdraw", config, **output), following=following, **output)
 
 
 @command("mnist", config=MnistConfig, example="trackstar mnist --out study --data digits")
@@ -149,6 +187,23 @@ def verify(directory: str, repair: bool, **output: bool) -> None:
     finish("verification", report, **output)
     if not report.is_sound:
         raise click.exceptions.Exit(1)
+
+
+@command(
+    "prune",
+    click.Argument(["directory"]),
+    GroupedOption(
+        "--all", "shared", is_flag=True, group="Options",
+        help="Also what all query sets share: R_train's factors and norms, the stores of other methods.",
+    ),
+    GroupedOption("--dry-run", is_flag=True, group="Options", help="Only say what that would free."),
+    example="trackstar prune index --dry-run",
+)  # fmt: skip
+def prune(directory: str, shared: bool, dry_run: bool, **output: bool) -> None:
+    """Remove what queries left in an index; asked again, it is computed again. Results elsewhere stay."""
+    pruning, layout = (import_module(f"trackstar.storage.{name}") for name in ("pruning", "layout"))
+    freed = pruning.prune(layout.location(directory), shared=shared, dry_run=dry_run)
+    finish("pruning", freed, directory, dry_run, **output)
 
 
 @command(

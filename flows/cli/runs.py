@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
 
 from trackstar.flows.places import require_server
-from trackstar.storage.errors import InputError, StorageError
+from trackstar.storage.errors import InputError, PartlyDoneError, StorageError
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
@@ -41,7 +41,7 @@ def recorded(flow: Flow, config: Any) -> Any:
 def _without_known_traceback(record: logging.LogRecord) -> bool:
     """An error that is a sentence for a person needs no traceback above it."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, InputError | StorageError):
+    if isinstance(error, InputError | StorageError | PartlyDoneError):
         record.exc_info, record.msg, record.args = None, "%s", (error,)
     return True
 

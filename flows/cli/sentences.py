@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 
 from trackstar.flows.cli.options import Setting, settings_of
-from trackstar.storage.errors import InputError, MissingError, StorageError
+from trackstar.storage.errors import InputError, MissingError, PartlyDoneError, StorageError
 from trackstar.tasks.runtime.settings import Settings
 
 SHOWN_CHARACTERS = 60
@@ -30,7 +30,7 @@ def explain(error: BaseException, config: type[Settings] | None) -> tuple[str, i
         return error.format_message(), 2
     if isinstance(error, InputError | MissingError):
         return str(error), 2
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError | PartlyDoneError):
         return str(error), 1
     if isinstance(error, OSError) and error.strerror:  # a full disk, a directory that may not be written to
         return f"{error.filename or 'the system'}: {error.strerror}", 2 if error.errno == errno.EACCES else 1

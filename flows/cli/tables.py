@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trackstar.flows.cli.proponents_text import proponents_text
 from trackstar.flows.cli.sentences import printable
+from trackstar.storage.current import resolved, serving_of
 from trackstar.storage.errors import CorruptionError, InputError
 from trackstar.storage.layout import DRIFT_PAGE, INDEX, METRICS, REPORT, RESULTS, RUN, location
 from trackstar.storage.results import CURE, read_json, read_run
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     page: str = ""
 
 
+SHOWN_CHARACTERS = 70  # of a query's id
 SOUND = "all bytes are as they were written"
 SHORT_NAME = 12  # of a metric: no wider than its interval
 
@@ -87,6 +89,56 @@ def reindex_outcome(done: Any, config: Any) -> Outcome:
     facts = [(name, ", ".join(value) or "none") for name, value in done]
     page = str(location(config.indexes) / RESULTS / done.drifts[-1] / DRIFT_PAGE) if done.drifts else ""
     return Outcome(facts_table(f"Reindex {config.checkpoints}: {outcome}", facts), done.model_dump(mode="json"), page)
+
+
+def serving_outcome(serving: Any) -> Outcome:
+    """Which index serves, and what was measured of it."""
+    facts = [
+        ("serves", serving.index),
+        ("since", f"{serving.promoted_at}, by {serving.promoted_by}"),
+        ("before", serving.previous or "none"),
+        *([("rolled back", ", ".join(serving.held))] if serving.held else []),
+        *(
+            (plain(str(gate["name"])), f"{'holds' if gate['holds'] else 'FAILED'}: {gate['found']}")
+            for gate in serving.gates
+        ),
+    ]
+    return Outcome(facts_table("Indexes", facts), serving.model_dump(mode="json"))
+
+
+def withdrawn_outcome(done: Any) -> Outcome:
+    """What was taken out of which indexes, and which answers of before showed it."""
+    facts = [
+        ("withdrawn from all", f"{done.num_withdrawn:,} documents, from every later index too"),
+        ("taken out now", ", ".join(done.indexes) or "of none: no index here still had them"),
+    ]
+    table = facts_table(f"Indexes {plain(done.directory)}", facts)
+    answers = facts_table("Answers of before", _answers(done.answers))
+    return Outcome(Group(table, answers), done.model_dump(mode="json"))
+
+
+def pruning_outcome(freed: dict[str, Any], directory: str, dry_run: bool) -> Outcome:
+    """What was removed of each kind, and what that freed."""
+    total = sum(of.size_bytes for of in freed.values())
+    lines = [(kind, f"{of.count:,} artifacts, {of.size_bytes / 2**20:,.1f} MiB") for kind, of in freed.items()]
+    title = f"{directory}: {'would free' if dry_run else 'freed'} {total / 2**20:,.1f} MiB"
+    facts = {"directory": directory, "freed_bytes": total, "is_dry_run": dry_run}
+    return Outcome(facts_table(plain(title), lines), {**facts, "kinds": {k: of._asdict() for k, of in freed.items()}})
+
+
+def lineage_outcome(found: Any) -> Outcome:
+    """One document, backwards and forwards."""
+    facts = [(name.replace("_", " "), "none" if value is None else value) for name, value in found if name != "answers"]
+    table = facts_table(f"Document {plain(found.id)}", [(name, str(value)) for name, value in facts])
+    return Outcome(Group(table, facts_table("Answers", _answers(found.answers))), found.model_dump(mode="json"))
+
+
+def _answers(answers: dict[str, list[str] | None]) -> list[tuple[str, str]]:
+    told = {
+        plain(name): "cannot be read" if queries is None else f"show it to {', '.join(query[:SHOWN_CHARACTERS] for query in queries)}"
+        for name, queries in answers.items()
+    }
+    return list(told.items()) or [("none", "shows it")]
 
 
 def selfcheck_outcome(result: Any) -> Outcome:
@@ -196,12 +248,16 @@ def _evidence(metrics: Any) -> str:
 
 
 def directory_outcome(directory: str) -> Outcome:
-    """An index or a result directory, explained.
+    """An index, a directory of indexes with the one that serves, or a result directory, explained.
 
     Raises:
         InputError: The directory is neither.
     """
     path = location(directory)
+    serving = None if (path / INDEX).exists() else serving_of(path)
+    if serving is not None:
+        of_all, of_one = serving_outcome(serving), directory_outcome(resolved(directory))
+        return Outcome(Group(of_all.table, of_one.table), {**of_one.facts, "serving": of_all.facts})
     if (path / INDEX).exists():
         with reading(path):
             index = read_index(directory)

@@ -4,7 +4,7 @@ A tombstone is the id of a document, when it was withdrawn and why. The table of
 content that ``index.json`` points at; each withdrawal writes the next one, and the earlier ones stay as a record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,6 +134,42 @@ def new_withdrawal(
     if not num_left:
         raise InputError("that would withdraw every document there is; delete the index instead")
     return Withdrawal(ids=tuple(wanted), at=at, reason=reason) if wanted else None
+
+
+def new_standing_withdrawal(
+    ids: Sequence[str], *, standing: Sequence[Withdrawal], present: Sequence[Collection[str]], at: str, reason: str
+) -> Withdrawal | None:
+    """What there is to withdraw from every index of a directory: None where all of it was withdrawn before.
+
+    Args:
+        present: The documents of each index that are not withdrawn from it.
+
+    Raises:
+        InputError: An id is that of no document of any index, or one would be left without a document.
+    """
+    before = {id_ for withdrawal in standing for id_ in withdrawal.ids}
+    wanted = [id_ for id_ in dict.fromkeys(ids) if id_ not in before]
+    missing = [id_ for id_ in wanted if not any(id_ in documents for documents in present)]
+    if missing:
+        shown = ", ".join(map(repr, missing))
+        raise InputError(
+            f"no index here has a document {_shortened(shown, len(missing))}; give ids as results show them"
+        )
+    if any(documents and before.union(wanted).issuperset(documents) for documents in present):
+        raise InputError("that would withdraw every document of an index; delete that index first")
+    return Withdrawal(ids=tuple(wanted), at=at, reason=reason) if wanted else None
+
+
+def documents_left(*, index: str, shards: Sequence[Artifact], tombstones: Artifact | None) -> set[str]:
+    """The ids of the documents of an index that are not withdrawn from it."""
+    present = {id_ for shard in shards for id_ in read_ids(shard.path(index))}
+    return present.difference(read_tombstones(tombstones, index)["id"])
+
+
+def pending(standing: Sequence[Withdrawal], left: Collection[str]) -> list[Withdrawal]:
+    """Of the withdrawals that hold for every index, what one still has to do."""
+    found = [w.model_copy(update={"ids": tuple(id_ for id_ in w.ids if id_ in left)}) for w in standing]
+    return [withdrawal for withdrawal in found if withdrawal.ids]
 
 
 def _shortened(shown: str, count: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +11,7 @@ from upath import UPath
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
 from trackstar.storage.manifest import digest_file, digest_of
+from trackstar.tasks.models.weight_names import weight_files
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "second_moment.safetensors")
 # What a gradient depends on: configuration, weights, tokenizer; not the optimizer, logs or training arguments.
@@ -17,6 +19,7 @@ MODEL_FILES = (
     "config.json", "*quant*config.json", "*.safetensors", "pytorch_model*.bin", "*.index.json", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.spm", "*.tiktoken", "tekken.json",
 )  # fmt: skip
+WEIGHT_ENDS = (".safetensors", ".bin", ".index.json")
 CODE_FILES = "**/*.py"  # beside these, where code that comes with the checkpoint is run
 NAMES_CODE = ("config.json", "tokenizer_config.json")  # their auto_map says which class of which file
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.*")
@@ -64,7 +67,8 @@ def model_files(path: str, *, trust_remote_code: bool = False) -> list[str]:
         )
     if not (directory / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give the directory of a Hugging Face checkpoint")
-    names = sorted({file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES))
+    found = {file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES)
+    names = sorted(name for name in found if not name.startswith("."))  # ._model.safetensors is the Finder's
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise InputError(f"{path} holds no weights (*.safetensors or pytorch_model*.bin); was it saved to the end?")
     return names + (code_files(directory) if trust_remote_code else [])
@@ -91,13 +95,27 @@ def require_whole(path: str, *, context_tokens: int | None = None) -> None:
     tokenizer, or that takes fewer tokens than it is to be given; nothing of it is loaded."""
     directory = location(path)
     names = model_files(path)
-    problems = (problem_of(directory / name) for name in [*names, *optional_files(directory)])
-    problem = next((problem for problem in problems if problem), None)
-    if problem:
+    if problem := first_problem(directory):
         raise InputError(f"{path} is no whole checkpoint: {problem}; save or copy it again")
     if not any(name.startswith(("tokenizer", "vocab.")) or name.endswith(".model") for name in names):
         raise InputError(f"{path} holds no tokenizer; save it beside the model")
     _require_decoder(directory / "config.json", context_tokens)
+
+
+def first_problem(directory: UPath) -> str | None:
+    """What is wrong with the files that loading reads; old weights beside newer ones are none of them.
+
+    Raises:
+        InputError: There are no weights, or they lie in pieces of another kind.
+    """
+    others = [name for name in model_files(str(directory)) if not name.endswith(WEIGHT_ENDS)]
+    if problem := _first_of(directory / name for name in others):
+        return problem
+    return _first_of([*weight_files(directory), *(directory / name for name in optional_files(directory))])
+
+
+def _first_of(files: Iterable[UPath]) -> str | None:
+    return next((problem for problem in map(problem_of, files) if problem), None)
 
 
 def optional_files(checkpoint: UPath) -> list[str]:

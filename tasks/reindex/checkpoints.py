@@ -5,32 +5,34 @@ INDEXES/checkpoint-1000-1f2e3d4c/            its index, named by the checkpoint 
 INDEXES/results/checkpoint-1000-1f2e3d4c/    standing queries: proponents, asked.json, drift.json, drift.html
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, InputError, MissingError, StorageError
-from trackstar.storage.layout import is_link, location
+from trackstar.storage.layout import INDEX, is_link, is_local, location
 from trackstar.storage.queries import Query
 from trackstar.storage.removal import remove_index
 from trackstar.storage.results import read_sealed, write_sealed
 from trackstar.storage.writer import changing, unread
-from trackstar.tasks.index.contents import read_index
+from trackstar.tasks.index.contents import Index, read_index
 from trackstar.tasks.index.lineage import TRAINER_STATE, step_of
 from trackstar.tasks.models.checkpoint_files import (
     Checkpoint,
     adapter_files,
-    model_files,
-    optional_files,
+    first_problem,
     problem_of,
-    read_checkpoint,
 )
+from trackstar.tasks.models.weight_names import pieces_of_ranks
 from trackstar.tasks.scoring.score_pass import ScoreConfig
 
 ASKED = "asked.json"
 TRAINER_NAME = r"checkpoint-\d+"
+# Names that writers give to what they have not finished: tmp-checkpoint-20, step-20.partial, 20.orbax-checkpoint-tmp-17
+UNFINISHED_NAME = r"_?tmp[._-].*|.*[._-](tmp|temp|part|partial|incomplete)([._-]\d+)?"
 NAME_DIGITS = 8
 
 
@@ -63,6 +65,7 @@ class Asked(BaseModel):
     digest: str
     queries: tuple[Query, ...]
     score: ScoreConfig
+    num_withdrawn: int = 0  # answers of before a withdrawal are given anew
 
     @property
     def order(self) -> tuple[bool, int, str]:
@@ -77,6 +80,8 @@ def order_of(step: int | None, name: str) -> tuple[bool, int, str]:
 def find_checkpoints(directory: str) -> list[Found]:
     """Every checkpoint below a directory, in the order of training; half-written ones are marked.
 
+    A link to a checkpoint that is found by itself is none of its own; nor is a second link to one elsewhere.
+
     Raises:
         InputError: There is no such directory.
     """
@@ -84,35 +89,69 @@ def find_checkpoints(directory: str) -> list[Found]:
     if not root.is_dir():
         raise InputError(f"{directory} is no directory; give the one that training saves its checkpoints in")
     entries = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    found = [Found(path=str(entry), step=step_of(entry), missing=missing_of(entry)) for entry in entries]
+    by_place: dict[str, UPath] = {}
+    for entry in sorted(entries, key=lambda entry: (is_link(entry), entry.name)):
+        by_place.setdefault(_place(entry), entry)
+    found = [Found(path=str(entry), step=step_of(entry), missing=missing_of(entry)) for entry in by_place.values()]
     return sorted(found, key=lambda checkpoint: checkpoint.order)
 
 
-def missing_of(checkpoint: UPath) -> str | None:
-    """What a checkpoint lacks to be whole, judged by its content; None when it lacks nothing.
+def _place(entry: UPath) -> str:
+    """Where a directory really lies; on an object store there are no links."""
+    return os.path.realpath(entry.path) if is_local(entry) else str(entry)
 
-    An adapter will never be whole: nothing is waited for, and the check that follows refuses it.
+
+def missing_of(checkpoint: UPath) -> str | None:
+    """What a checkpoint lacks to be whole, judged by its name and by what loading would read; None when nothing.
+
+    An adapter or the pieces of several ranks will never be whole: nothing is waited for, and the check that follows
+    refuses them. So it is with a checkpoint that vanishes while it is looked at.
     """
-    if adapter_files(checkpoint):
-        return None
+    if re.fullmatch(UNFINISHED_NAME, checkpoint.name, re.IGNORECASE):
+        return "its name says that it is being written"
     try:
-        names = model_files(str(checkpoint))
+        if adapter_files(checkpoint) or pieces_of_ranks(checkpoint):
+            return None
+        problem = first_problem(checkpoint)
     except InputError as error:
         return str(error)
-    if re.fullmatch(TRAINER_NAME, checkpoint.name) and (checkpoint / "training_args.bin").is_file():
-        names.append(TRAINER_STATE)  # the Trainer writes it last
-    problems = (problem_of(checkpoint / name) for name in [*names, *optional_files(checkpoint)])
-    return next((problem for problem in problems if problem), None)
+    except FileNotFoundError:
+        return None
+    if problem is None and _is_of_trainer(checkpoint) and (state := problem_of(checkpoint / TRAINER_STATE)):
+        return state  # the Trainer writes it last
+    return problem
+
+
+def _is_of_trainer(checkpoint: UPath) -> bool:
+    return bool(re.fullmatch(TRAINER_NAME, checkpoint.name)) and (checkpoint / "training_args.bin").is_file()
 
 
 def index_name(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.name}-{checkpoint.digest[:NAME_DIGITS]}"
 
 
-def newest(found: Sequence[Found], keep_last: int | None) -> list[Found]:
-    """The whole checkpoints that an index is kept of."""
-    whole = [checkpoint for checkpoint in found if checkpoint.missing is None]
-    return whole if keep_last is None else whole[-keep_last:]
+def distinct(
+    found: Sequence[Found], keep_last: int | None, *, identify: Callable[[Found], Checkpoint | None], indexes: str
+) -> list[tuple[Found, Checkpoint]]:
+    """The whole checkpoints that an index is kept of, in order; of several with one content, one.
+
+    That is the one that has an index already, else the first. Looking goes from the newest back and ends with enough.
+
+    Args:
+        identify: Reads every byte of the weights; None for a checkpoint that cannot be read.
+    """
+    groups: dict[tuple[str, str | None], list[tuple[Found, Checkpoint]]] = {}
+    for checkpoint in reversed([checkpoint for checkpoint in found if checkpoint.missing is None]):
+        if len(groups) == keep_last:
+            break
+        if (identity := identify(checkpoint)) is not None:
+            groups.setdefault((identity.digest, identity.optimizer_digest), []).append((checkpoint, identity))
+    taken = [min(group, key=lambda pair: _rank_in_group(*pair, indexes)) for group in groups.values()]
+    return sorted(taken, key=lambda pair: pair[0].order)
+
+
+def _rank_in_group(found: Found, checkpoint: Checkpoint, indexes: str) -> tuple[bool, tuple[bool, int, str]]:
+    return not (location(indexes) / index_name(checkpoint) / INDEX).is_file(), found.order
 
 
 def remove_old_indexes(directory: str, *, checkpoints: str, kept: set[str]) -> list[str]:
@@ -170,6 +209,18 @@ def require_asked(results: UPath) -> Asked:
     return asked
 
 
+def is_later(found: Found, index: Index, *, results: UPath, checkpoints: str) -> bool:
+    """Whether a checkpoint comes after that of an index; of another training run each does.
+
+    The results say which step that one was at, though training has deleted its directory since.
+    """
+    path = location(index.engine.checkpoint.path)
+    if path.parent != location(checkpoints):
+        return True
+    asked = asked_of(results)
+    return found.order > (asked.order if asked else order_of(step_of(path), path.name))
+
+
 def write_asked(results: UPath, asked: Asked) -> None:
     write_sealed(results / ASKED, asked.model_dump(mode="json"))
 
@@ -182,8 +233,3 @@ def previous_results(directory: UPath, asked: Asked) -> UPath | None:
         if other is not None and other.checkpoints == asked.checkpoints and other.order < asked.order:
             earlier.append((other.order, entry))
     return max(earlier, key=lambda pair: pair[0])[1] if earlier else None
-
-
-def identify(found: Found, *, trust_remote_code: bool) -> Checkpoint:
-    """The checkpoint by its content: every byte of its weights is read."""
-    return read_checkpoint(found.path, trust_remote_code=trust_remote_code)

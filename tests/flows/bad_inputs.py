@@ -63,7 +63,7 @@ def _of_checkpoints() -> Iterator[BadInput]:
         "lost_shard": ("model-00002-of-00002.safetensors",),
         "bad_bin": ("pytorch_model.bin is half written",),
         "config_no_json": ("config.json is half written",),
-        "config_a_list": ("names no model_type",),
+        "config_a_list": ("config.json holds list",),
         "config_no_type": ("names no model_type",),
         "encoder_decoder": ("encoder-decoder",),
         "no_tokenizer": ("holds no tokenizer",),
@@ -138,6 +138,12 @@ def _of_indexes() -> Iterator[BadInput]:
         yield BadInput(f"{name} as index of withdraw", f"withdraw --index {{{name}}} --ids d1", ("no finished index",))
         yield BadInput(f"show {name}", f"show {{{name}}}", ("neither a finished index nor a result directory",))
     yield BadInput("verify a file", "verify {file}", ("is no directory",))
+    yield BadInput("prune a file", "prune {file}", ("is no directory",))
+    yield BadInput("prune no index", "prune {empty_directory}", ("is no index",))
+    yield BadInput("promote a path", "promote {empty_directory} ../index", ("names no index",))
+    yield BadInput("promote what is not there", "promote {empty_directory} step-1", ("holds no finished index",))
+    yield BadInput("roll back from nothing", "rollback {empty_directory}", ("no index that served before",))
+    yield BadInput("lineage of no index", "lineage {empty_directory} d1", ("holds no finished index",))
     yield BadInput("verify what is not there", "verify {absent}", ("is no directory",))
     yield BadInput("no R_train", f"{ATTRIBUTE} --index {{no_r_train}}", ("no R_train", "--whitening none"))
     yield BadInput("ids that are not UTF-8", "withdraw --index {index} --ids {not_utf8}", ("is not UTF-8 at byte 0",))
@@ -334,7 +340,7 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
         "no_weights": {weights: None},
         "half_weights": {weights: whole[: len(whole) // 2]},
         "half_header": {weights: whole[:20]},
-        "lost_shard": {"model.safetensors.index.json": json.dumps(shards).encode()},
+        "lost_shard": {weights: None, "model.safetensors.index.json": json.dumps(shards).encode()},
         "bad_bin": {weights: None, "pytorch_model.bin": b"nothing of the kind"},
         "config_no_json": {"config.json": b"{"},
         "config_a_list": {"config.json": b"[]"},

@@ -101,6 +101,19 @@ def test_wrong_files_exit_with_2_and_one_line(trackstar, index, queries, tmp_pat
         assert error.count("\n") == 1
 
 
+def test_pruning_frees_what_a_query_left_and_the_same_query_is_answered_alike(trackstar, index, queries, tmp_path):
+    def ask(out):
+        assert trackstar("attribute", "--index", index, "--queries", queries, "--out", tmp_path / out, "-q")[0] == 0
+        return (tmp_path / out / "proponents.parquet").read_bytes()
+
+    before = ask("before")
+    code, output, _ = trackstar("prune", index, "--json")
+    assert code == 0
+    assert json.loads(output)["kinds"]["rankings"]["count"] == 1
+    assert not any((index / "rankings").iterdir())
+    assert ask("after") == before
+
+
 def test_an_unknown_method_is_refused_with_the_known_ones(trackstar, index, queries, tmp_path):
     arguments = ("--index", index, "--queries", queries, "--out", tmp_path / "out", "--methods", "trackstar,bm52")
     code, _, error = trackstar("compare", *arguments)

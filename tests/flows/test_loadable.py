@@ -11,7 +11,7 @@ from trackstar.flows.attribute import attribute
 from trackstar.flows.compare import compare
 from trackstar.flows.config import AttributeConfig, CompareConfig, ReindexConfig
 from trackstar.flows.reindex import reindex
-from trackstar.storage.errors import InputError
+from trackstar.storage.errors import InputError, PartlyDoneError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -105,7 +105,7 @@ def test_reindex_goes_on_to_the_others_and_then_says_which_it_refused(checkpoint
         "gradient": {"projection_dim": 4},
         "keep_last": 1,
     }
-    with pytest.raises(InputError, match=f"1 of 2 checkpoints cannot be indexed: .*step-2 {REFUSAL}"):
+    with pytest.raises(PartlyDoneError, match=f"1 of 2 checkpoints failed, .*step-2 {REFUSAL}"):
         reindex(ReindexConfig.model_validate(settings))
     (built,) = (tmp_path / "indexes").iterdir()
     assert built.name.startswith("step-1-")
