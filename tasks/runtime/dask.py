@@ -3,15 +3,17 @@
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import dask
+from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin, wait
 from threadpoolctl import threadpool_limits
 
 from trackstar.storage.errors import InputError
+from trackstar.tasks.runtime.stop import CHECK_INTERVAL_S, check_stop
 
 LOCAL = "local"
 PROCESSES = "processes"
@@ -26,12 +28,24 @@ def compute(parts: Sequence[Delayed], *, where: str) -> list[Any]:
 
     Raises:
         InputError: No scheduler answers at the address.
+        Stopped: The run was told to stop.
     """
     if where == LOCAL:
-        with threadpool_limits(1, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"), Callback(pretask=lambda *_: check_stop()):
             return list(dask.compute(*parts, scheduler="threads"))
     with connect(where) as client, _one_blas_thread(client):
-        return client.gather(client.compute(list(parts)))
+        futures = client.compute(list(parts))
+        _wait(futures)
+        return client.gather(futures)
+
+
+def _wait(futures: Sequence[Future]) -> None:
+    """Until all are done, or the run is told to stop."""
+    while True:
+        check_stop()
+        with suppress(TimeoutError):
+            wait(futures, timeout=CHECK_INTERVAL_S)
+            return
 
 
 def part(function: Callable[..., Any], *arguments: Any) -> Delayed:

@@ -10,12 +10,13 @@ is ``Cached`` in the UI, whichever of the two said so.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
 from typing import Any, ClassVar
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task, exponential_backoff
@@ -26,6 +27,7 @@ from trackstar.storage.errors import StorageError
 from trackstar.storage.layout import artifact_directory
 from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
+from trackstar.tasks.runtime.stop import take_or_stop
 from trackstar.tasks.runtime.terminal_line import step
 
 CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
@@ -153,8 +155,16 @@ def finished(request: StageRequest) -> Artifact | None:
 
 
 def gather(futures: Sequence[PrefectFuture[Artifact]]) -> list[Artifact]:
-    """Wait for all, so that one failure throws away no sibling's work; then raise the first failure."""
-    wait(list(futures))
+    """Wait for all, so that one failure throws away no sibling's work; then raise the first failure.
+
+    Raises:
+        Stopped: The run was told to stop.
+    """
+    ended: SimpleQueue[PrefectFuture] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    for _ in futures:
+        take_or_stop(ended)
     return [future.result() for future in futures]
 
 
