@@ -2,12 +2,15 @@
 
 import json
 import os
+import shlex
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 from trackstar.flows.cli.sentences import printable
+from trackstar.flows.cli.stopping import stoppable
 from trackstar.flows.config import FlowConfig
 from trackstar.flows.places import require_prefect
 
@@ -15,8 +18,15 @@ from trackstar.flows.places import require_prefect
 def run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool, **_: bool) -> Any:
     """Run the flow of this name here and return its result.
 
-    Nothing has been started or written where ``check`` finds that it cannot be done.
+    Nothing has been started or written where ``check`` finds that it cannot be done. Ctrl-C and SIGTERM end it.
     """
+    command = shlex.join(["trackstar", *sys.argv[1:]])
+    return stoppable(
+        lambda: _run(flow, config, verbose=verbose, quiet=quiet), sentence=lambda: stopped(config, command)
+    )
+
+
+def _run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool) -> Any:
     config.check()
     require_prefect()
     if not verbose:  # what the environment says comes first
@@ -27,6 +37,13 @@ def run(flow: str, config: FlowConfig, *, verbose: bool, quiet: bool, **_: bool)
 
     with showing(flow):
         return start(flow, config)
+
+
+def stopped(config: FlowConfig, command: str) -> str:
+    """What is kept of a run that was stopped, and the command that goes on."""
+    written = next(getattr(config, name) for name in ("indexes", "index", "out") if hasattr(config, name))
+    told = f"whatever was finished is kept in {written}; the same command goes on from there: {command}"
+    return printable(f"stopped; {told}")
 
 
 def start(flow: str, config: FlowConfig) -> Any:

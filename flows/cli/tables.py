@@ -133,9 +133,13 @@ def lineage_outcome(found: Any) -> Outcome:
     return Outcome(Group(table, facts_table("Answers", _answers(found.answers))), found.model_dump(mode="json"))
 
 
+def _listed(queries: Sequence[str]) -> str:
+    return ", ".join(query[:SHOWN_CHARACTERS] for query in queries)
+
+
 def _answers(answers: dict[str, list[str] | None]) -> list[tuple[str, str]]:
     told = {
-        plain(name): "cannot be read" if queries is None else f"show it to {', '.join(query[:SHOWN_CHARACTERS] for query in queries)}"
+        plain(name): "cannot be read" if queries is None else f"show it to {_listed(queries)}"
         for name, queries in answers.items()
     }
     return list(told.items()) or [("none", "shows it")]

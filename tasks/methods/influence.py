@@ -30,6 +30,7 @@ from trackstar.tasks.numerics.influence import Batch, CurvedLoss, Product, conju
 from trackstar.tasks.numerics.kronecker import Eigenbasis, KroneckerPreconditioner, eigenbases
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
+from trackstar.tasks.runtime.stop import unless_stopped
 from trackstar.tasks.scoring.rankings import rank_parts, write_ranking
 
 LARGEST_WORK = 10**12  # parameters × tokens × queries: an hour or two on one core
@@ -76,7 +77,7 @@ def rank_by_influence(request: InfluenceRequest, draft: Draft) -> None:
     with _one_solve(request, documents) as advance:
 
         def product(vectors: Tensor) -> Tensor:
-            total = sum(loss.gauss_newton_product(batch, vectors) for _, batch in documents)
+            total = sum(loss.gauss_newton_product(batch, vectors) for _, batch in unless_stopped(documents))
             advance(1)
             return total / num_documents
 
@@ -129,7 +130,7 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss, l
     ]
     rows = [Window(row, 0, len(item.ids)) for row, item in enumerate(query_tokens)]
     query_batch = _tensors(rows, [item.ids for item in query_tokens], [item.completion_start for item in query_tokens])
-    bases = eigenbases(model, matrices, (batch for _, batch in documents))
+    bases = eigenbases(model, matrices, (batch for _, batch in unless_stopped(documents)))
     return documents, query_batch, loss, bases
 
 
@@ -175,7 +176,7 @@ def _solve(config: InfluenceConfig, product: Product, right_sides: Tensor, preco
 def _scores(loss: CurvedLoss, documents: Documents, solutions: Tensor, num_documents: int) -> ndarray:
     """[q n] of all documents; one cut into windows is their sum."""
     scores = np.zeros((num_documents, len(solutions)))
-    for rows, batch in documents:
+    for rows, batch in unless_stopped(documents):
         np.add.at(scores, [window.document for window in rows], loss.directional(batch, solutions).numpy())
     return scores.T
 

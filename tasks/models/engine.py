@@ -26,6 +26,7 @@ from trackstar.tasks.numerics.corrections.correction import Correction, Elementw
 from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.projection import random_projection
+from trackstar.tasks.runtime.stop import check_stop
 
 
 class Engine:
@@ -66,6 +67,7 @@ class Engine:
         ]
         with self._gradients:
             for batch in batches(cut, token_budget=self._spec.model.token_budget):
+                check_stop()
                 for part, part_losses, part_vectors in self._run(batch, sequences, first_targets):
                     rows = torch.tensor([window.document for window in part])
                     losses.index_add_(0, rows, part_losses.cpu())

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
+from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from threadpoolctl import threadpool_limits
+
+from trackstar.tasks.runtime.stop import check_stop
 
 LOCAL = "local"
 PROCESSES = "processes"
@@ -19,17 +22,19 @@ def compute(parts: Sequence[Delayed], *, where: str) -> list[Any]:
 
     Raises:
         InputError: No scheduler answers at the address.
+        Stopped: The run was told to stop.
     """
     if where == LOCAL:
-        with threadpool_limits(1, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"), Callback(pretask=lambda *_: check_stop()):
             return list(dask.compute(*parts, scheduler="threads"))
     from trackstar.tasks.runtime.dask_cluster import (  # what runs here alone needs no cluster's code
         connect,
+        gathered,
         one_blas_thread,
     )
 
     with connect(where) as client, one_blas_thread(client):
-        return client.gather(client.compute(list(parts)))
+        return gathered(client, parts)
 
 
 def part(function: Callable[..., Any], *arguments: Any) -> Delayed:

@@ -2,14 +2,17 @@
 
 import logging
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from dask.delayed import Delayed
+from distributed import Client, LocalCluster, Worker, WorkerPlugin, wait
 from threadpoolctl import threadpool_limits
 
 from trackstar.storage.errors import InputError
 from trackstar.tasks.runtime.dask import PROCESSES
+from trackstar.tasks.runtime.stop import CHECK_INTERVAL_S, check_stop
 
 CONNECT_TIMEOUT_S = 30
 
@@ -55,3 +58,17 @@ def one_blas_thread(client: Client) -> Iterator[None]:
         yield
     finally:
         client.unregister_worker_plugin(name)
+
+
+def gathered(client: Client, parts: Sequence[Delayed]) -> list[Any]:
+    """What a cluster makes of all parts.
+
+    Raises:
+        Stopped: The run was told to stop.
+    """
+    futures = client.compute(list(parts))
+    while True:
+        check_stop()
+        with suppress(TimeoutError):
+            wait(futures, timeout=CHECK_INTERVAL_S)
+            return client.gather(futures)

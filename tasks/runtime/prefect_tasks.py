@@ -1,16 +1,18 @@
 """Stages as Prefect tasks: retried where that can help, cached by their request. Only a flow imports this."""
 
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from trackstar.storage.errors import StorageError
+from trackstar.tasks.runtime.stop import take_or_stop
 
 CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
 NUM_RETRIES = 3
@@ -45,8 +47,16 @@ def cached(result: Any) -> State:
 
 
 def results(futures: Sequence[PrefectFuture]) -> list[Any]:
-    """Wait for all, so that one failure throws away no sibling's work; then raise the first failure."""
-    wait(list(futures))
+    """Wait for all, so that one failure throws away no sibling's work; then raise the first failure.
+
+    Raises:
+        Stopped: The run was told to stop.
+    """
+    ended: SimpleQueue[PrefectFuture] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    for _ in futures:
+        take_or_stop(ended)
     return [future.result() for future in futures]
 
 

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from trackstar.tasks.runtime.stop import check_stop
+
 DESCRIPTION_CHARACTERS = 32
 
 Advance = Callable[[int], None]
@@ -44,6 +46,9 @@ class _Line:
 
     def advance(self, step: TaskID, count: int) -> None:
         self._progress.advance(step, count)
+
+    def hide(self) -> None:
+        self._progress.stop()
 
     def _show_last(self) -> None:
         for step in self._steps:
@@ -82,6 +87,12 @@ def showing(description: str) -> Iterator[None]:
             _line = None
 
 
+def hide() -> None:
+    """Take the line away and give the terminal its cursor back, for a process that ends at once."""
+    if _line is not None:
+        _line.hide()
+
+
 @contextmanager
 def step(description: str, *, total: float | None = None, is_whole: bool = False) -> Iterator[Advance]:
     """Show a step of the work while it lasts; yield what its progress is told to.
@@ -89,7 +100,22 @@ def step(description: str, *, total: float | None = None, is_whole: bool = False
     Args:
         total: What it will have been told in the end; None where nobody knows.
         is_whole: Whether steps within it are its parts, whose progress is its own.
+
+    Raises:
+        Stopped: The run was told to stop: when the step begins, or when its progress is told.
     """
+    check_stop()
+    with _shown(description, total, is_whole=is_whole) as show:
+
+        def advance(count: int) -> None:
+            show(count)
+            check_stop()
+
+        yield advance
+
+
+@contextmanager
+def _shown(description: str, total: float | None, *, is_whole: bool) -> Iterator[Advance]:
     line = _line
     if line is None:
         yield lambda count: None
