@@ -36,7 +36,7 @@ def _index(config: IndexConfig) -> Index:
         index=config.index,
         checkpoint=read_checkpoint(config.checkpoint, trust_remote_code=config.model.trust_remote_code),
         model=config.model,
-        gradient=config.gradient,
+        gradient=config.sized_gradient(config.checkpoint),
         second_moment=None,
     )
     require_same_settings(existing, bare, config.second_moment, config.factors)

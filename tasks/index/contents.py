@@ -73,7 +73,8 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
 def missing_artifacts(index: Index) -> list[str]:
     """Names of the artifacts an index is made of that are not there, or are not those it was made of."""
     V, R = index.engine.second_moment, index.autocorrelation
-    named = [*index.shards, *index.grams, *(artifact for artifact in (V, R, index.tombstones) if artifact)]
+    single = (artifact for artifact in (V, R, index.tombstones) if artifact)
+    named = [*index.shards, *index.grams, *index.engine.kronecker, *single]
     return [artifact.name for artifact in named if not _is_there(index.path / artifact.name, artifact.digest)]
 
 

@@ -109,8 +109,7 @@ def require_same_settings(
 
 def require_autocorrelation(index: Index, whitening: str) -> None:
     """Raise InputError where whitening needs an R_train that the index does not have."""
-    R = index.autocorrelation
-    if whitening != "none" and R is None:
+    if whitening != "none" and index.autocorrelation is None and not index.is_flat:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
 
 
@@ -174,6 +173,17 @@ def _settings(engine: EngineSpec, mode: str, factors: Mapping[str, Any]) -> dict
 
 def block_summary(dims: Sequence[int]) -> str:
     return f"{len(dims)} blocks of {dims[0]}" if len(set(dims)) == 1 else f"{len(dims)} blocks, {sum(dims)} dimensions"
+
+
+def projection_summary(engine: EngineSpec) -> str:
+    """How gradients are projected, or how many axes of how many are kept."""
+    gradient = engine.gradient
+    if gradient.projection == "two_sided":
+        return f"k = {gradient.projection_dim}"
+    if gradient.projection == "none":
+        return "none"
+    facts = engine.kronecker[-1].facts
+    return f"{facts['num_axes']:,} of {facts['num_possible']:,} axes, {facts['share_of_variance']:.0%} of the variance"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,16 +20,16 @@ def test_the_paper_is_the_default_and_small_is_kfac_without_R_train():
     paper, small = config(), config(preset="small")
     assert config(preset="paper") == paper
     assert (paper.preset, paper.gradient.correction, paper.gradient.projection_dim) == ("paper", "v", 64)
-    assert (paper.store_dtype, is_flat(paper)) == ("float32", False)
+    assert (paper.store_as, is_flat(paper)) == ("float32", False)
     assert (small.preset, small.gradient.correction, small.gradient.projection_dim) == ("small", "kfac", 64)
-    assert (small.store_dtype, is_flat(small)) == ("float16", True)
+    assert (small.store_as, is_flat(small)) == ("sign", True)
 
 
 def test_single_settings_come_before_a_preset():
     small = config(preset="small", gradient={"projection_dim": 128, "seed": 3}, curvature={"autocorrelation": "on"})
     gradient = small.gradient
     assert (gradient.correction, gradient.projection_dim, gradient.seed, is_flat(small)) == ("kfac", 128, 3, False)
-    assert config(preset="small", store_dtype="float32").store_dtype == "float32"
+    assert config(preset="small", store_as="float32").store_as == "float32"
 
 
 def test_R_train_goes_with_the_correction_unless_it_is_asked_for():
