@@ -18,7 +18,7 @@ from trackstar.storage.results import CURE, PROPONENT, read_json, read_proponent
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
 from trackstar.storage.writer import changing, reading
-from trackstar.tasks.index.index_file import block_summary, factor_facts, projection_summary, read_index
+from trackstar.tasks.index.index_file import block_summary, factor_facts, projection_summary, read_index, store_facts
 
 
 def plain(text: str) -> str:
@@ -118,6 +118,7 @@ def index_facts(index: Any) -> dict[str, Any]:
         **({"preset": index.preset} if index.preset else {}),
         "projection": projection_summary(index.engine),
         "blocks": block_summary(list(index.block_dims.values())),
+        **store_facts(index),
         "R_train": _curvature(index),
     }
 

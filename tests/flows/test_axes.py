@@ -59,6 +59,7 @@ def test_axes_are_chosen_once_in_the_life_of_an_index(request, corpus, queries, 
     task_states(index, config)
     kept = ("shards", "axes", "kronecker")
     before = {kind: files(tmp_path / "index" / kind) for kind in kept}
+    lost = files(tmp_path / "index" / "fidelity")
     assert {state for _, state in task_states(index, config)} == {"Cached"}
 
     (corpus / "part-2.jsonl").write_text(json.dumps({"id": "new", "text": "A heron sleeps at noon."}) + "\n")
@@ -68,6 +69,9 @@ def test_axes_are_chosen_once_in_the_life_of_an_index(request, corpus, queries, 
     for kind in kept:
         after = files(tmp_path / "index" / kind)
         assert {name: after[name] for name in before[kind]} == before[kind]
+    grown = files(tmp_path / "index" / "fidelity")  # of the documents there are now
+    assert len(grown) == len(lost)
+    assert not lost.keys() & grown.keys()
     assert index_facts(read_index(config.index))["projection"].startswith("300 of 1,")
     with pytest.raises(InputError, match="num_axes 300, and this run asks for 299"):
         build(tmp_path / "index", checkpoint, corpus, shard_size=5, gradient={**gradient, "num_axes": 299})
@@ -81,6 +85,7 @@ def test_bytes_choose_k_or_axes_which_the_index_records_and_asks_for_again(llama
     gradient = read_index(str(tmp_path / "axes")).engine.gradient
     assert (gradient.projection, sum(built.block_dims.values())) == ("axes", gradient.num_axes)
     assert 100 - len(built.block_dims) < num_bytes <= 100
+    assert index_facts(built)["store"] == f"sign, {num_bytes} bytes a document"
     again = task_states(index, index_config(tmp_path / "axes", llama, corpus, **small))
     assert {state for _, state in again} == {"Cached"}
     with pytest.raises(InputError, match=rf"num_axes {gradient.num_axes}, and this run asks for"):
