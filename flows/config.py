@@ -87,15 +87,16 @@ class FlowConfig(Settings):
 
 
 Preset = Literal["paper", "small"]
-# By group of settings; "" is the flow's own. A setting that is given by itself comes before the preset's.
+# By group of settings; "" is the flow's own. A setting that is given by itself comes before the preset's. Neither says
+# anything of k, whose default both have, so that it is known whether one was asked for.
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "paper": {
-        "gradient": {"correction": "v", "projection_dim": 64},
+        "gradient": {"correction": "v"},
         "curvature": {"autocorrelation": "auto"},  # on, but where kfac is asked for by itself
         "": {"store_as": "float32"},
     },
     "small": {
-        "gradient": {"correction": "kfac", "projection_dim": 64},
+        "gradient": {"correction": "kfac"},
         "curvature": {"autocorrelation": "off"},
         "": {"store_as": "sign"},
     },
@@ -132,11 +133,59 @@ class IndexingConfig(FlowConfig):
     store_as: Annotated[StoreAs, Option(also=("--store-dtype",), group="Gradients")] = Field(
         "float32", title="Store as", description="float16 halves the disk, int8 quarters it, sign keeps one bit of 32."
     )
+    bytes_per_document: Annotated[int | None, Option(group="Gradients")] = Field(
+        None,
+        ge=1,
+        title="Bytes per document",
+        description="Of codes and scales; they say how large k may be, or how many axes are kept: axes where no "
+        "projection is named.",
+    )
     curvature: CurvatureConfig = CurvatureConfig()
     shards_on: Where = Field("local", title="Shards on", description=SHARDS_ON_HELP)
     dask: Where = Field("local", title="Dask", description=DASK_HELP)
 
     _fill = model_validator(mode="before")(with_preset)
+
+    def check(self) -> None:
+        self.wanted_gradient().check()
+        super().check()
+
+    @property
+    def is_sized_by_checkpoint(self) -> bool:
+        """Whether the number of blocks decides how large a projection is, or whether it can be had."""
+        return self.bytes_per_document is not None or self.gradient.projection == "axes"
+
+    def wanted_gradient(self) -> GradientConfig:
+        """The settings of gradients, with the kind of projection that a number of bytes means; not yet with its size.
+
+        Raises:
+            InputError: A number of bytes and what it should choose are both given.
+        """
+        given = self.gradient.model_fields_set
+        if self.bytes_per_document is None:
+            return self.gradient
+        for name in ("projection_dim", "num_axes"):
+            if name in given:
+                raise InputError(
+                    f"--bytes-per-document is {self.bytes_per_document} and --{name.replace('_', '-')} "
+                    f"{getattr(self.gradient, name)}; give one of them: bytes choose the other"
+                )
+        if self.gradient.projection == "none":
+            raise InputError(
+                f"--bytes-per-document is {self.bytes_per_document} and the projection none, which keeps whole "
+                "gradients; leave out one of them"
+            )
+        projection = self.gradient.projection if "projection" in given else "axes"
+        return self.gradient.model_copy(update={"projection": projection})
+
+    def sized_gradient(self, checkpoint: str) -> GradientConfig:
+        """The same with k, or the number of axes; this reads the headers of a checkpoint where it has to."""
+        if not self.is_sized_by_checkpoint:
+            return self.gradient
+        from trackstar.tasks.index.sizing import sized  # which loads torch
+
+        size = {"store_as": self.store_as, "bytes_per_document": self.bytes_per_document}
+        return sized(self.wanted_gradient(), checkpoint=checkpoint, model=self.model, **size)
 
 
 class IndexConfig(IndexingConfig):
@@ -151,11 +200,12 @@ class IndexConfig(IndexingConfig):
         return name_of(self.checkpoint)
 
     def check(self) -> None:
-        self.gradient.check()
         super().check()
         require_no_indexes(location(self.index))
         self.corpus.require_documents()
-        require_same_kind(existing_index(self.index), self.model, self.gradient)
+        existing = existing_index(self.index)
+        if not self.is_sized_by_checkpoint:
+            require_same_kind(existing, self.model, self.gradient)
         require_device(self.model.device, name="--device")
         self.check_checkpoint()
 
@@ -167,6 +217,8 @@ class IndexConfig(IndexingConfig):
         from trackstar.tasks.models.loadable import require_loadable  # which loads torch
 
         require_loadable(self.checkpoint, self.model)
+        if self.is_sized_by_checkpoint:
+            require_same_kind(existing, self.model, self.sized_gradient(self.checkpoint))
 
 
 def with_all_checkpoints(values: Any) -> Any:
@@ -419,7 +471,6 @@ class ReindexConfig(IndexingConfig):
 
     def check(self) -> None:
         super().check()
-        self.gradient.check()
         self.score.check()
         self.corpus.require_documents()
         if self.queries is not None:

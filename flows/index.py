@@ -8,6 +8,7 @@ from trackstar.storage.writer import changing
 from trackstar.tasks.index.contents import Index, existing_index, require_documents, require_same_settings, write_index
 from trackstar.tasks.index.corpus import plan_file, plan_requests
 from trackstar.tasks.index.curvature import reduce_curvature
+from trackstar.tasks.index.fidelity import FidelityRequest, store_fidelity
 from trackstar.tasks.index.kronecker import kronecker_factors
 from trackstar.tasks.index.second_moment import second_moment
 from trackstar.tasks.index.shards import index_shard, shard_requests
@@ -36,7 +37,7 @@ def _index(config: IndexConfig) -> Index:
         index=config.index,
         checkpoint=read_checkpoint(config.checkpoint, trust_remote_code=config.model.trust_remote_code),
         model=config.model,
-        gradient=config.gradient,
+        gradient=config.sized_gradient(config.checkpoint),
         second_moment=None,
     )
     require_same_settings(existing, bare, config.second_moment, config.factors)
@@ -50,6 +51,7 @@ def _index(config: IndexConfig) -> Index:
     tombstones = existing.tombstones if existing else newest_tombstones(config.index)  # withdrawn stays withdrawn
     store = {"index": config.index, "shards": shards, "tombstones": tombstones}
     autocorrelation, grams = reduce_curvature(curvature, dask=config.dask, **store)
+    lost = store_fidelity(FidelityRequest(engine=engine, **store), store_as=config.store_as)
     finished = Index(
         engine=engine,
         preset=config.preset,
@@ -60,6 +62,8 @@ def _index(config: IndexConfig) -> Index:
         grams=grams,
         tombstones=tombstones,
         num_withdrawn=count_withdrawn(**store),
+        store_as=config.store_as,
+        fidelity=lost,
     )
     write_index(finished)
     return finished

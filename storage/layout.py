@@ -6,7 +6,9 @@
       second_moment/<digest>/        second_moment.safetensors
       kronecker/<digest>/            kronecker.safetensors: eigenvectors and eigenvalues of K-FAC's factors
       variances/<digest>/            variances.safetensors: EK-FAC's Λ in those eigenbases
+      axes/<digest>/                 axes.safetensors: which axes of those eigenbases are kept, and their scales
       shards/<digest>/               gradients.zarr, documents.parquet, norms.safetensors, quarantine.parquet
+      fidelity/<digest>/             fidelity.safetensors: how far scores by the store are those of float32, on a sample
       tombstones/<digest>/           tombstones.parquet: which documents were withdrawn, when and why
       tombstone_copies/<digest>/     the same files again: what cannot be computed anew is kept twice
       grams/<digest>/                gram.zarr: ΦᵀΦ of each block over a run of shards
@@ -49,7 +51,7 @@ StoreAs = Literal["float32", "float16", "int8", "sign"]  # the codes of storage/
 OF_AN_INDEX = frozenset(
     {"second_moment", "shards", "tombstones", "tombstone_copies", "grams", "autocorrelation", "spectrum", "factors",
      "train_norms", "plain_shards", "embeddings", "judgements", "queries", "tail_patch", "token_influence",
-     "histograms", "rankings", "shrunk", "reranked", "joint", "kronecker", "variances"}
+     "histograms", "rankings", "shrunk", "reranked", "joint", "kronecker", "variances", "axes", "fidelity"}
 )  # fmt: skip
 OF_A_DEMO_OR_STUDY = frozenset({"checkpoints", "images", "pictures", "terms", "sweeps", "geometry", "parameters"})
 KINDS = OF_AN_INDEX | OF_A_DEMO_OR_STUDY
@@ -64,6 +66,8 @@ COST_CURE = "delete this file: nothing is lost but the seconds that it tells"
 SECOND_MOMENT = "second_moment.safetensors"
 KRONECKER = "kronecker.safetensors"
 VARIANCES = "variances.safetensors"
+AXES = "axes.safetensors"
+FIDELITY = "fidelity.safetensors"
 
 GRADIENTS = "gradients.zarr"
 DOCUMENTS = "documents.parquet"

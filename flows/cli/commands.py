@@ -54,7 +54,8 @@ def index(config: IndexConfig, dry_run: bool, **output: bool) -> None:
     if dry_run:
         config.check()
         budget = import_module("trackstar.tasks.index.budget")
-        finish("budget", budget.predict(budget.BudgetRequest.model_validate(config.model_dump())), **output)
+        asked = {**config.model_dump(), "gradient": config.sized_gradient(config.checkpoint)}
+        finish("budget", budget.predict(budget.BudgetRequest.model_validate(asked)), **output)
         return
     following = f"trackstar attribute --index {quote(config.index)} --queries FILE --out DIR"
     finish("index", run("index", config, **output), following=following, **output)

@@ -20,7 +20,7 @@ from trackstar.storage.results import CURE, read_json, read_run
 from trackstar.storage.tombstone_copies import restore
 from trackstar.storage.verification import Finding, findings, remove_damaged, require_index
 from trackstar.storage.writer import changing, reading
-from trackstar.tasks.index.index_file import block_summary, read_index
+from trackstar.tasks.index.index_file import block_summary, factor_facts, projection_summary, read_index, store_facts
 
 
 def plain(text: str) -> str:
@@ -169,7 +169,6 @@ def index_table(index: Any) -> Table:
 def index_facts(index: Any) -> dict[str, Any]:
     """An index in numbers and words."""
     V = index.engine.second_moment
-    gradient = index.engine.gradient
     return {
         "index": str(index.path),
         "checkpoint": index.engine.checkpoint.path,
@@ -181,8 +180,9 @@ def index_facts(index: Any) -> dict[str, Any]:
         "second_moment": V.facts["mode"] if V else "none",
         **dict(_correction(index.engine)),
         **({"preset": index.preset} if index.preset else {}),
-        "projection": gradient.projection if gradient.projection == "none" else f"k = {gradient.projection_dim}",
+        "projection": projection_summary(index.engine),
         "blocks": block_summary(list(index.block_dims.values())),
+        **store_facts(index),
         "R_train": _curvature(index),
     }
 
@@ -370,8 +370,6 @@ def _disk_table(path: Any) -> Table:
 
 def _correction(engine: Any) -> list[tuple[str, str]]:
     """What gradients are corrected by where it is not V, and how far its estimate has settled."""
-    from trackstar.tasks.index.index_file import factor_facts
-
     name, facts = engine.gradient.correction, factor_facts(engine.kronecker)
     if not facts:
         return [("correction", name)] if name != "v" else []

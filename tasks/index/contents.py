@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 SHARDS = ShardRequest.kind
 IDS_AT_ONCE = 1 << 24  # compared in one piece
 NO_DIRECTION = "the gradient is"  # not finite, or zero: no fault of the text
-DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms")  # each from shards or from one before it
+# each from shards or from one before it
+DERIVED = ("grams", "autocorrelation", "factors", "spectrum", "train_norms", "fidelity")
 
 
 def require_distinct_ids(shards: Sequence[UPath], *, num_documents: int) -> None:
@@ -73,7 +74,8 @@ def require_documents(shards: Sequence[Artifact], *, index: str) -> tuple[Artifa
 def missing_artifacts(index: Index) -> list[str]:
     """Names of the artifacts an index is made of that are not there, or are not those it was made of."""
     V, R = index.engine.second_moment, index.autocorrelation
-    named = [*index.shards, *index.grams, *(artifact for artifact in (V, R, index.tombstones) if artifact)]
+    single = (artifact for artifact in (V, R, index.tombstones, index.fidelity) if artifact)
+    named = [*index.shards, *index.grams, *index.engine.kronecker, *single]
     return [artifact.name for artifact in named if not _is_there(index.path / artifact.name, artifact.digest)]
 
 
@@ -125,11 +127,11 @@ def _remove_outdated(index: Index) -> None:
     stores = [index.path / kind for kind in KINDS if kind.endswith(SHARDS)]  # other methods have their own
     kept = {manifest.digest for kind in stores for _, manifest in manifests(kind)}
     own = {shard.digest for shard in index.shards}
-    current = index.autocorrelation and index.autocorrelation.digest
+    current = {artifact.digest for artifact in (index.autocorrelation, index.fidelity) if artifact}
     for kind in DERIVED:
         for directory, manifest in manifests(index.path / kind):
-            is_replaced = kind == "autocorrelation" and not own.isdisjoint(manifest.identity["shards"])
-            if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest == current):
+            is_replaced = kind in ("autocorrelation", "fidelity") and not own.isdisjoint(manifest.identity["shards"])
+            if _sources(manifest.identity) <= kept and (not is_replaced or manifest.digest in current):
                 kept.add(manifest.digest)
             elif is_ours(directory):
                 remove_artifact(directory)

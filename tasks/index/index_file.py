@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
+from trackstar.storage.codes import CODES
 from trackstar.storage.errors import CorruptionError, InputError, MissingError
 from trackstar.storage.index_file import read_index_file
-from trackstar.storage.layout import INDEX, location
+from trackstar.storage.layout import INDEX, StoreAs, location
 from trackstar.storage.manifest import Artifact
 from trackstar.storage.tombstone_copies import require_sound
 from trackstar.tasks.index.settings import CorpusConfig, CurvatureConfig, FactorConfig
@@ -28,6 +29,8 @@ class Index(BaseModel):
         grams: The sums over runs of shards that R_train was put together from, kept for the next time.
         tombstones: Which documents were withdrawn, or None.
         num_withdrawn: How many of the documents of the shards.
+        store_as: How rows are stored, or None in an index that does not say.
+        fidelity: What that loses, where it is not float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +44,8 @@ class Index(BaseModel):
     grams: tuple[Artifact, ...] = ()
     tombstones: Artifact | None = None
     num_withdrawn: int = 0
+    store_as: StoreAs | None = None
+    fidelity: Artifact | None = None
 
     @property
     def path(self) -> UPath:
@@ -109,8 +114,7 @@ def require_same_settings(
 
 def require_autocorrelation(index: Index, whitening: str) -> None:
     """Raise InputError where whitening needs an R_train that the index does not have."""
-    R = index.autocorrelation
-    if whitening != "none" and R is None and not index.is_flat:
+    if whitening != "none" and index.autocorrelation is None and not index.is_flat:
         raise InputError(f"{index.path} has no R_train, its blocks being too large for one; use --whitening none")
 
 
@@ -174,6 +178,33 @@ def _settings(engine: EngineSpec, mode: str, factors: Mapping[str, Any]) -> dict
 
 def block_summary(dims: Sequence[int]) -> str:
     return f"{len(dims)} blocks of {dims[0]}" if len(set(dims)) == 1 else f"{len(dims)} blocks, {sum(dims)} dimensions"
+
+
+def store_facts(index: Index) -> dict[str, str]:
+    """How many bytes a document takes in which code, and what that loses."""
+    if index.store_as is None:
+        return {}
+    num_bytes = sum(map(CODES[index.store_as].row_bytes, index.block_dims.values()))
+    facts = {"store": f"{index.store_as}, {num_bytes:,} bytes a document"}
+    if index.fidelity is None:
+        return facts
+    known = index.fidelity.facts
+    loss = (
+        f"{known['overlap']:.0%} of the best {known['top_k']} stay, scores correlate at {known['correlation']:.3f} "
+        f"({known['num_documents']} documents as queries, before R)"
+    )
+    return {**facts, "beside float32": loss}
+
+
+def projection_summary(engine: EngineSpec) -> str:
+    """How gradients are projected, or how many axes of how many are kept."""
+    gradient = engine.gradient
+    if gradient.projection == "two_sided":
+        return f"k = {gradient.projection_dim}"
+    if gradient.projection == "none":
+        return "none"
+    facts = engine.kronecker[-1].facts
+    return f"{facts['num_axes']:,} of {facts['num_possible']:,} axes, {facts['share_of_variance']:.0%} of the variance"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

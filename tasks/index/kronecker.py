@@ -1,14 +1,15 @@
-"""The Kronecker factors that K-FAC corrects gradients by, and EK-FAC's variances in their eigenbases."""
+"""The Kronecker factors that K-FAC corrects gradients by, EK-FAC's variances in their eigenbases, and axes of these."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trackstar.storage.corpus import CorpusShard
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import KRONECKER, VARIANCES
+from trackstar.storage.layout import AXES, KRONECKER, VARIANCES, tensors_file
 from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import read_tensors, write_tensors
 from trackstar.tasks.index.estimation import SamplePass, SampleRequest
@@ -18,6 +19,7 @@ from trackstar.tasks.models.engine import model_blocks
 from trackstar.tasks.models.settings import EngineSpec, GradientConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.corrections import from_tensors, to_tensors
+from trackstar.tasks.numerics.corrections.axes import choose_axes
 from trackstar.tasks.numerics.corrections.ekfac import VarianceTap
 from trackstar.tasks.numerics.corrections.kfac import KFAC, KroneckerTap, decomposed, shared
 from trackstar.tasks.runtime.stage import Stage, stage
@@ -64,6 +66,27 @@ class VariancesRequest(KroneckerRequest):
         return {**super().inputs(), "kronecker": self.kronecker.digest}
 
 
+class AxesRequest(KroneckerRequest):
+    """The axes of the eigenbases in which corrected gradients vary most, over the same sample under its own labels."""
+
+    kind: ClassVar[str] = "axes"
+    version: ClassVar[int] = 1
+
+    factors: tuple[Artifact, ...]
+
+    @property
+    def label(self) -> str:
+        return f"axes of largest variance of {self.checkpoint.name}"
+
+    def inputs(self) -> dict[str, Any]:
+        settings = ("factor_damping", "num_axes", "num_layer_blocks")
+        return {
+            **super().inputs(),
+            "factors": [artifact.digest for artifact in self.factors],
+            **{name: getattr(self.gradient, name) for name in settings},
+        }
+
+
 def kronecker_factors(
     config: FactorConfig,
     engine: EngineSpec,
@@ -99,11 +122,14 @@ def kronecker_request(
 
 
 def estimate_factors(request: KroneckerRequest, *, run: Callable[[Stage, Any], Artifact]) -> tuple[Artifact, ...]:
-    """The factors, and for EK-FAC the variances too, by whatever runs a stage."""
-    kronecker = run(write_kronecker, request)
-    if request.gradient.correction == "kfac":
-        return (kronecker,)
-    return kronecker, run(write_variances, VariancesRequest(kronecker=kronecker, **request.model_dump()))
+    """The factors, for EK-FAC the variances too, and the axes where some are kept, by whatever runs a stage."""
+    artifacts = (run(write_kronecker, request),)
+    if request.gradient.correction == "ekfac":
+        variances = VariancesRequest(kronecker=artifacts[0], **request.model_dump())
+        artifacts = (*artifacts, run(write_variances, variances))
+    if request.gradient.projection == "axes":
+        artifacts = (*artifacts, run(write_axes, AxesRequest(factors=artifacts, **request.model_dump())))
+    return artifacts
 
 
 def _run_stage(stage: Stage, request: KroneckerRequest) -> Artifact:
@@ -164,6 +190,47 @@ def write_variances(request: VariancesRequest, draft: Draft) -> None:
             raise InputError(f"{tap.name}, from {len(sample.windows)} windows: {error}") from error
     write_tensors(draft.path / VARIANCES, tensors)
     draft.facts |= {"labels": request.labels, "num_windows": len(sample.windows), "num_matrices": len(taps)}
+
+
+@stage
+def write_axes(request: AxesRequest, draft: Draft) -> None:
+    """Write which axes of every matrix are kept, and what they are multiplied by."""
+    model = load_model(request.checkpoint, request.model)
+    blocks = model_blocks(model, request.gradient)
+    tensors: dict[str, Tensor] = {}
+    for artifact in request.factors:
+        tensors |= read_tensors(artifact.path(request.index), tensors_file(artifact.name))
+    corrections = from_tensors(tensors)
+    taps = [
+        VarianceTap(matrix, corrections[matrix.name].kronecker, device=device(request.model))
+        for matrices in blocks.values()
+        for matrix in matrices
+    ]
+    sample = SamplePass(request, model)
+    sample.run(taps)
+    damping, scales, variances = request.gradient.factor_damping, [], []
+    for tap in taps:
+        scales.append(corrections[tap.name].axis_scales(damping=damping))
+        variances.append((tap.means(num_examples=len(sample.windows)) * scales[-1].square()).numpy())
+    if not all(np.isfinite(of).all() for of in variances):
+        raise InputError("the variance of some axis is not finite; take another sample with --seed")
+    owners = [block for block, matrices in blocks.items() for _ in matrices]
+    try:
+        chosen = choose_axes(variances, blocks=owners, num_axes=request.gradient.num_axes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    kept: dict[str, Tensor] = {}
+    for tap, own, of_matrix in zip(taps, chosen, scales, strict=True):
+        kept[f"{tap.name}.indices"] = torch.from_numpy(own)
+        kept[f"{tap.name}.scales"] = of_matrix.flatten()[own].float()
+    write_tensors(draft.path / AXES, kept)
+    held = sum(float(of.ravel()[own].sum()) for of, own in zip(variances, chosen, strict=True))
+    draft.facts |= {
+        "num_windows": len(sample.windows),
+        "num_axes": sum(map(len, chosen)),
+        "num_possible": sum(of.size for of in variances),
+        "share_of_variance": held / sum(float(of.sum()) for of in variances),
+    }
 
 
 def _decomposed(matrices: Sequence[WeightMatrix], taps: Sequence[KroneckerTap]) -> tuple[dict[str, KFAC], list[str]]:

@@ -106,12 +106,16 @@ def block_projections(model: nn.Module, spec: EngineSpec, *, device: torch.devic
         InputError: The model has a layer that is not understood.
     """
     corrections = read_corrections(spec, spec.corrected_by)
+    projections = {
+        name: [_projection(matrix, corrections.get(matrix.name), spec.gradient) for matrix in matrices]
+        for name, matrices in model_blocks(model, spec.gradient).items()
+    }
     return {
         name: BlockProjection(
-            [_projection(matrix, corrections.get(matrix.name), spec.gradient).to(device) for matrix in matrices],
-            is_pooled=spec.gradient.projection != "none" and spec.gradient.pooling == "sum",
+            [matrix.to(device) for matrix in matrices if matrix.num_dims],  # of some matrices no axis is kept
+            is_pooled=spec.gradient.projection == "two_sided" and spec.gradient.pooling == "sum",
         )
-        for name, matrices in model_blocks(model, spec.gradient).items()
+        for name, matrices in projections.items()
     }
 
 

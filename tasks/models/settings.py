@@ -11,6 +11,7 @@ from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.runtime.settings import Option, Settings
 
 DEFAULT_FACTOR_DAMPING = 0.01
+DEFAULT_NUM_AXES = 8192
 ADDED_SETTINGS = ("parameters", "projection_rows")  # since the first indexes, which are those of the defaults
 
 
@@ -48,10 +49,15 @@ class GradientConfig(Settings):
     parameters: tuple[Literal["attention", "mlp"], ...] = Field(
         ("attention", "mlp"), min_length=1, description="Which weight matrices of the decoder layers."
     )
-    projection: Literal["two_sided", "none"] = Field(
-        "two_sided", description="two_sided: random L G Rᵀ per matrix; none: whole gradients, for small models."
+    projection: Literal["two_sided", "axes", "none"] = Field(
+        "two_sided",
+        description="two_sided: random L G Rᵀ per matrix; axes: the axes of the eigenbases of kfac or ekfac in which "
+        "gradients vary most; none: whole gradients, for small models.",
     )
     projection_dim: int = Field(64, ge=1, description="k: a block has k² dimensions.")
+    num_axes: int = Field(
+        DEFAULT_NUM_AXES, ge=1, description="How many axes are kept, of all matrices together; at least one a block."
+    )
     projection_rows: Literal["gaussian", "orthonormal"] = Field(
         "gaussian", description="gaussian: independent entries; orthonormal: better where k approaches the matrix."
     )
@@ -70,16 +76,37 @@ class GradientConfig(Settings):
 
     def check(self) -> None:
         """Raise InputError for settings that take no part beside others, and are not at their defaults."""
-        if self.projection == "none" and self.projection_rows != "gaussian":
+        if self.projection == "axes":
+            self._check_axes()
+        elif self.num_axes != DEFAULT_NUM_AXES:
             raise InputError(
-                f"projection rows are {self.projection_rows} and the projection is none, which has no rows; leave out "
-                "--projection-rows, or use --projection two_sided"
+                f"{self.num_axes} axes are to be kept and the projection is {self.projection}, which has no axes; "
+                "leave out --num-axes, or use --projection axes"
+            )
+        if self.projection != "two_sided" and self.projection_rows != "gaussian":
+            raise InputError(
+                f"projection rows are {self.projection_rows} and the projection is {self.projection}, which has no "
+                "rows; leave out --projection-rows, or use --projection two_sided"
             )
         if not self.has_kronecker_factors and self.factor_damping != DEFAULT_FACTOR_DAMPING:
             raise InputError(
                 f"the factor damping is {self.factor_damping:g} and the correction is {self.correction}, which has no "
                 "Kronecker factors; leave out --factor-damping, or use --correction kfac"
             )
+
+    def _check_axes(self) -> None:
+        if not self.has_kronecker_factors:
+            raise InputError(
+                f"the projection is axes and the correction is {self.correction}, which has no eigenbasis; add "
+                "--correction ekfac or kfac, or use --projection two_sided"
+            )
+        fields = type(self).model_fields
+        for name, option in (("projection_dim", "--projection-dim"), ("pooling", "--pooling")):
+            if getattr(self, name) != fields[name].default:
+                raise InputError(
+                    f"{option} is {getattr(self, name)} and the projection is axes, whose number --num-axes says and "
+                    f"which no matrices share; leave out {option}"
+                )
 
     @field_validator("parameters")
     @classmethod
@@ -89,6 +116,7 @@ class GradientConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """What determines a gradient, without what takes no part: an index keeps its shards when a setting is added."""
         unused = {"correction", "factor_damping"} if not self.has_kronecker_factors else set()
+        unused |= {"projection_dim", "projection_rows", "pooling"} if self.projection == "axes" else {"num_axes"}
         added = {name for name in ADDED_SETTINGS if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude=unused | added)
 
@@ -98,7 +126,7 @@ class EngineSpec(BaseModel):
 
     Attributes:
         second_moment: V, which corrects gradients or, beside another correction, the steps of tail-patch alone.
-        kronecker: What K-FAC or EK-FAC was estimated as, one artifact after another.
+        kronecker: What K-FAC or EK-FAC was estimated as, one artifact after another: the factors, variances, axes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,13 +141,16 @@ class EngineSpec(BaseModel):
     @property
     def corrected_by(self) -> tuple[Artifact, ...]:
         """What is kept of the correction of gradients."""
+        if self.gradient.projection == "axes":  # which has the scales of those that are kept
+            return tuple(artifact for artifact in self.kronecker if not artifact.name.startswith("variances/"))
         if self.gradient.has_kronecker_factors:
             return self.kronecker
         return (self.second_moment,) if self.second_moment and self.gradient.correction == "v" else ()
 
     def uncorrected(self) -> "EngineSpec":
-        """The same gradients as they are."""
-        gradient = self.gradient.model_copy(update={"correction": "none"})
+        """The same gradients as they are; axes being those of a correction, they are projected instead."""
+        projection = "none" if self.gradient.projection == "none" else "two_sided"
+        gradient = self.gradient.model_copy(update={"correction": "none", "projection": projection})
         return self.model_copy(update={"gradient": gradient, "second_moment": None, "kronecker": ()})
 
     def inputs(self) -> dict[str, Any]:

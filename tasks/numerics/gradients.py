@@ -7,7 +7,8 @@
 
 Activations are projected in the forward pass and output gradients in the backward pass; one batched product per
 matrix remains. What of a correction does not factor cannot be folded into L and R: then G is formed, a few examples
-at a time, and multiplied element by element, in another basis where the correction turns it first.
+at a time, and multiplied element by element, in another basis where the correction turns it first. Where some axes of
+such a basis are kept and nothing is projected, L and R hold its vectors, and the axes are read off L G Rᵀ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ FORMED_GRADIENT_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class MatrixProjection:
-    """How one matrix's gradient becomes its share of a block's vector: ``L ((U G Wᵀ) ⊙ S) Rᵀ``, flattened.
+    """How one matrix's gradient becomes its share of a block's vector: ``L ((U G Wᵀ) ⊙ S) Rᵀ``, or some elements of it.
 
     Attributes:
         module: Path of the module that owns the matrix.
@@ -34,6 +35,8 @@ class MatrixProjection:
         scale: S [m n], what of a correction is not folded into L and R, or None.
         left_turn: U [m m], or None for the identity; only beside a scale.
         right_turn: W [n n], or None for the identity; only beside a scale.
+        axes: Which elements of the flattened ``L G Rᵀ`` are kept, or None for all; only without a scale.
+        axis_scales: What those are multiplied by.
     """
 
     module: str
@@ -43,6 +46,8 @@ class MatrixProjection:
     scale: Float[Tensor, "m n"] | None = None
     left_turn: Float[Tensor, "m m"] | None = None
     right_turn: Float[Tensor, "n n"] | None = None
+    axes: Int[Tensor, " M"] | None = None
+    axis_scales: Float[Tensor, " M"] | None = None
 
     def to(self, device: torch.device) -> "MatrixProjection":
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -50,6 +55,8 @@ class MatrixProjection:
 
     @property
     def num_dims(self) -> int:
+        if self.axes is not None:
+            return len(self.axes)
         return self.shape[0] * self.shape[1] if self.left is None else len(self.left) * len(self.right)
 
     @property
@@ -135,11 +142,21 @@ class _GradientTap:
         return activations if right is None else project(activations, right)
 
     def receive(self, kept: Float[Tensor, "b t _"], output_gradients: Float[Tensor, "b t m"]) -> None:
-        if self._matrix.is_separable:
+        if self._matrix.axes is not None:
+            self._receive_axes(kept, project(output_gradients, self._matrix.left))
+        elif self._matrix.is_separable:
             left = project(output_gradients, self._matrix.left)
             self.target.view(len(left), left.shape[-1], -1).baddbmm_(left.float().mT, kept.float())
         else:
             self._receive_formed(kept, output_gradients)
+
+    def _receive_axes(self, right: Float[Tensor, "b t q"], left: Float[Tensor, "b t p"]) -> None:
+        """Form L G Rᵀ [p q] of as many examples at a time as the memory bound allows, and read off the axes."""
+        size = max(1, FORMED_GRADIENT_BYTES // (4 * left.shape[-1] * right.shape[-1]))
+        for start in range(0, len(left), size):
+            rows = slice(start, start + size)
+            G = left[rows].float().mT @ right[rows].float()
+            self.target[rows] += G.flatten(1)[:, self._matrix.axes] * self._matrix.axis_scales
 
     def _receive_formed(self, activations: Float[Tensor, "b t n"], output_gradients: Float[Tensor, "b t m"]) -> None:
         """Form G [m n] of as many examples at a time as the memory bound allows."""

@@ -98,9 +98,16 @@ class _TokenTap:
             self.target[..., query] += ((left @ self._matrix_readout(readout)) * right).sum(-1)
 
     def _matrix_readout(self, readout: Float[Tensor, " d"]) -> Float[Tensor, "_ _"]:
-        """W [k k]; where δ and x stay whole, what it is for them: Uᵀ (S ⊙ (Lᵀ W R)) W' [m n]."""
+        """W [k k], zero but at the axes that are kept.
+
+        Where δ and x stay whole, what it is for them: Uᵀ (S ⊙ (Lᵀ W R)) W' [m n].
+        """
         matrix = self._matrix
         shape = matrix.shape if matrix.left is None else (len(matrix.left), len(matrix.right))
+        if matrix.axes is not None:
+            W = readout.new_zeros(shape, dtype=torch.float64)
+            W.view(-1)[matrix.axes] = readout.double() * matrix.axis_scales.double()
+            return W
         W = readout.double().view(shape)
         if matrix.is_separable:
             return W

@@ -17,6 +17,7 @@ from trackstar.tasks.evaluation.costs import index_seconds, method_costs
 from trackstar.tasks.evaluation.evidence import evidence_sources
 from trackstar.tasks.evaluation.metrics import Metrics, Pool, evaluate
 from trackstar.tasks.index.contents import Index, block_summary, shard_texts
+from trackstar.tasks.index.index_file import projection_summary, store_facts
 from trackstar.tasks.methods.settings import TRACKSTAR
 from trackstar.tasks.numerics.mixing import eval_spectrum
 from trackstar.tasks.report.explanation import Explained, read_explanation
@@ -85,8 +86,9 @@ def _facts(index: Index, run: Mapping[str, Any], tail_patch: Artifact | None) ->
         "Documents": index.total("num_documents"),
         "Tokens": index.total("num_tokens"),
         "Second moment": run["second_moment"] or "none",
-        "Projection": f"two-sided, k = {gradient.projection_dim}" if gradient.projection != "none" else "none",
+        "Projection": projection_summary(index.engine).replace("k =", "two-sided, k ="),
         "Blocks": block_summary(list(index.block_dims.values())),
+        **{name.capitalize(): value for name, value in store_facts(index).items()},
         "Seed": gradient.seed,
     }
     if tail_patch is not None:

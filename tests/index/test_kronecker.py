@@ -15,7 +15,7 @@ from tests.oracle import _project as project
 from tests.tiny import QUERIES, TEXTS
 from trackstar.storage.corpus import CorpusFile, plan_shards
 from trackstar.storage.errors import InputError
-from trackstar.storage.layout import KRONECKER
+from trackstar.storage.layout import AXES, KRONECKER
 from trackstar.storage.matrices import read_tensors
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.kronecker import KroneckerRequest, _decomposed, estimate_factors, write_kronecker
@@ -51,11 +51,12 @@ def requests(checkpoint, index, shards, *, labels="sampled", token_budget=64, gr
 
 
 def spec_of(request, correction, **gradient):
-    asked = request.model_copy(update={"gradient": GradientConfig(correction=correction)})
+    config = GradientConfig(correction=correction, factor_damping=DAMPING, **gradient)
+    asked = request.model_copy(update={"gradient": config})
     kronecker = estimate_factors(asked, run=lambda stage, request: build(stage.body, request))
     return EngineSpec(
         index=request.index, checkpoint=request.checkpoint, model=request.model, second_moment=None,
-        gradient=GradientConfig(correction=correction, factor_damping=DAMPING, **gradient), kronecker=kronecker,
+        gradient=config, kronecker=kronecker,
     )  # fmt: skip
 
 
@@ -294,3 +295,66 @@ def test_a_factor_of_zeros_is_refused_by_name(llama):
     tap.receive(tap.keep(torch.ones(1, 3, matrix.shape[1])), torch.zeros(1, 3, matrix.shape[0]))
     with pytest.raises(InputError, match=f"{matrix.name}: the mean eigenvalue of S, of its output gradients, is 0"):
         _decomposed([matrix], [tap])
+
+
+class AxesOracle:
+    """Whitened gradients in the eigenbases, in float64; which of their axes vary most is found by sorting them all."""
+
+    def __init__(self, sampled, empirical, spec) -> None:
+        self._oracle, self._spec, self._bases = sampled, spec, bases_of(spec)
+        self._windows = [self.whole(window) for window in empirical.windowed]
+
+    def whole(self, gradients):
+        """t̃ of every matrix by its name."""
+        return {m.name: self._whitened(gradients, m.name) for m in self._oracle.matrices}
+
+    def variances(self):
+        """Mean t̃² over the windows, under the text's own labels."""
+        return {name: np.mean([window[name] ** 2 for window in self._windows], axis=0) for name in self._windows[0]}
+
+    def _whitened(self, gradients, name):
+        Q_S, Q_A = self._bases[name]
+        if self._spec.gradient.correction == "ekfac":
+            return self._oracle.corrected(gradients, name, (Q_S, Q_A))
+        S_root, A_root = self._oracle.root(name)
+        return Q_S.T @ S_root @ gradients[name].detach().numpy() @ A_root @ Q_A
+
+
+@pytest.mark.parametrize("correction", ["kfac", "ekfac"])
+@pytest.mark.parametrize("num_axes", [60, 8192])
+def test_the_kept_axes_are_those_of_largest_whitened_variance(family, oracles, shards, tmp_path, correction, num_axes):
+    spec = spec_of(requests(family, tmp_path, shards), correction, projection="axes", num_axes=num_axes)
+    oracle = AxesOracle(oracles["sampled"], oracles["empirical"], spec)
+    variances = oracle.variances()
+    kept = read_tensors(spec.kronecker[-1].path(spec.index), AXES)
+    indices = {name: kept[f"{name}.indices"].numpy() for name in variances}
+    facts = spec.kronecker[-1].facts
+    total = sum(of.size for of in variances.values())
+    assert facts["num_axes"] == sum(map(len, indices.values())) == min(num_axes, total)
+    left_out = [np.delete(of.ravel(), indices[name]).max(initial=0) for name, of in variances.items()]
+    for matrices in oracles["sampled"].blocks.values():
+        own = np.concatenate([variances[m.name].ravel()[indices[m.name]] for m in matrices])
+        assert len(own)
+        assert len(own) == 1 or own.min() >= (1 - 1e-3) * max(left_out)  # but for rounding, none left out varies more
+    held = sum(of.ravel()[indices[name]].sum() for name, of in variances.items())
+    assert facts["share_of_variance"] == pytest.approx(held / sum(of.sum() for of in variances.values()), rel=1e-3)
+
+    _, vectors = Engine(spec).gradients(oracles["sampled"].token_ids, first_targets=[1] * len(TEXTS))
+    for block, matrices in oracles["sampled"].blocks.items():
+        for found, document in zip(vectors[block], oracles["sampled"].documents, strict=True):
+            whole = oracle.whole(document)
+            expected = np.concatenate([whole[m.name].ravel()[indices[m.name]] for m in matrices])
+            assert np.linalg.norm(found - expected) < PROJECTED * np.linalg.norm(expected)
+
+
+def test_axes_of_every_expert_are_read_off_the_tokens_it_is_given(mixtral, shards, tmp_path):  # noqa: F811
+    spec = spec_of(requests(mixtral, tmp_path, shards), "ekfac", projection="axes", num_axes=200)
+    sampled = FactorOracle(mixtral, labels="sampled")
+    oracle = AxesOracle(sampled, sampled, spec)
+    kept = read_tensors(spec.kronecker[-1].path(spec.index), AXES)
+    _, vectors = Engine(spec).gradients(sampled.token_ids[:3], first_targets=[1] * 3)
+    for block, matrices in sampled.blocks.items():
+        for found, document in zip(vectors[block], sampled.documents, strict=False):
+            whole = oracle.whole(document)
+            expected = np.concatenate([whole[m.name].ravel()[kept[f"{m.name}.indices"].numpy()] for m in matrices])
+            assert np.linalg.norm(found - expected) <= PROJECTED * np.linalg.norm(expected)

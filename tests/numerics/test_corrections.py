@@ -7,6 +7,7 @@ import torch
 
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.corrections import CORRECTIONS, from_tensors, to_tensors
+from trackstar.tasks.numerics.corrections.axes import Axes, choose_axes
 from trackstar.tasks.numerics.corrections.correction import Floors
 from trackstar.tasks.numerics.corrections.ekfac import EKFAC
 from trackstar.tasks.numerics.corrections.factored_v import FactoredV
@@ -30,6 +31,7 @@ def _examples():
         "layers.0.b.weight": FullV(FullSecondMoment(_random(M, N, seed=2) ** 2 + 0.1)),
         "layers.0.c.weight": (kfac := decomposed(_gram(N, seed=6), _gram(M, seed=7))),
         "layers.0.d.weight": EKFAC(kfac, (_random(M, N, seed=8) ** 2 + 0.1).float()),
+        "layers.0.e.weight": Axes(kfac, torch.tensor([1, 2, 13, 30]), _random(4, seed=9).float()),
     }
 
 
@@ -59,12 +61,16 @@ def _defined(correction, G):
         roots = [scipy.linalg.inv(scipy.linalg.sqrtm(F + 0.01 * np.trace(F) / len(F) * np.eye(len(F)))) for F in (S, A)]
         return torch.from_numpy(roots[0] @ G.numpy() @ roots[1])
     if isinstance(correction, EKFAC):
-        Q_S, Q_A = correction.factors.output_basis.double(), correction.factors.input_basis.double()
+        Q_S, Q_A = correction.kronecker.output_basis.double(), correction.kronecker.input_basis.double()
         return (Q_S.T @ G @ Q_A) / _damped(correction.variances.double()).sqrt()
     return G / dense(correction.V).sqrt()
 
 
-@pytest.mark.parametrize("correction", [Uncorrected((M, N)), *_examples().values()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "correction",
+    [Uncorrected((M, N)), *(of for of in _examples().values() if not isinstance(of, Axes))],
+    ids=lambda c: type(c).__name__,
+)
 @pytest.mark.parametrize("is_projected", [True, False])
 def test_a_projection_is_that_of_the_corrected_gradient(correction, is_projected):
     G, L, R = _random(M, N, seed=3), _random(K, M, seed=4), _random(K, N, seed=5)
@@ -74,6 +80,31 @@ def test_a_projection_is_that_of_the_corrected_gradient(correction, is_projected
     if is_projected:
         expected = L @ expected @ R.T
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # scales are float32
+
+
+def test_axes_are_those_of_the_eigenbasis_and_take_no_more_of_it_than_they_need():
+    axes, G = _examples()["layers.0.e.weight"], _random(M, N, seed=3)
+    projection = axes.projection("module", None, None, floors=FLOORS)
+    assert (projection.left.shape, projection.right.shape, projection.num_dims) == ((3, M), (4, N), 4)
+    found = _applied(projection, G).flatten()[projection.axes] * projection.axis_scales
+    turned = axes.factors.output_basis.double().T @ G @ axes.factors.input_basis.double()
+    torch.testing.assert_close(found, turned.flatten()[axes.indices] * axes.scales, rtol=1e-5, atol=1e-6)
+
+
+def test_the_axes_of_largest_variance_are_kept_over_all_matrices_and_one_of_every_block():
+    variances = [np.array([[5.0, 1.0], [7.0, 1.0]]), np.array([[6.0, 0.5, 8.0]]), np.array([[0.1, 0.2]])]
+    blocks = ["a", "b", "c"]
+    for num_axes, expected in (
+        (3, [[2], [2], [1]]),
+        (5, [[0, 2], [0, 2], [1]]),
+        (6, [[0, 1, 2], [0, 2], [1]]),  # of two equal ones, the first
+        (99, [[0, 1, 2, 3], [0, 1, 2], [0, 1]]),
+    ):
+        chosen = choose_axes(variances, blocks=blocks, num_axes=num_axes)
+        assert [own.tolist() for own in chosen] == expected
+    assert [len(own) for own in choose_axes(variances, blocks=["a", "a", "b"], num_axes=2)] == [0, 1, 1]
+    with pytest.raises(ValueError, match="2 axes are to be kept of 3 blocks; keep at least one a block"):
+        choose_axes(variances, blocks=blocks, num_axes=2)
 
 
 def test_what_is_kept_of_a_correction_is_the_correction_again():

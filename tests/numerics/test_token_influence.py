@@ -40,6 +40,7 @@ def _projection(matrix, kind, generator):
         "formed": {"left": left, "right": right, "scale": scale},
         "whole": {"scale": scale},
         "plain": {},
+        "axes": {"left": left, "right": right, "axes": torch.tensor([0, 7, 8, 24]), "axis_scales": left[0, :4]},
     }
     return MatrixProjection(matrix.module, matrix.shape, **options[kind])
 
@@ -47,6 +48,8 @@ def _projection(matrix, kind, generator):
 def _dense_readout(projection, readout):
     """A [m n] with <G, A> = <L (G ⊙ S) Rᵀ, W>."""
     W = readout.double()
+    if projection.axes is not None:
+        W = torch.zeros(25, dtype=torch.float64).scatter(0, projection.axes, W * projection.axis_scales.double())
     A = W.view(projection.shape) if projection.left is None else None
     if A is None:
         A = projection.left.double().T @ W.view(len(projection.left), len(projection.right)) @ projection.right.double()
@@ -74,7 +77,7 @@ def _loss_slopes(model, tokens, directions):
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize(
     ("kind", "is_pooled"),
-    [("folded", True), ("folded", False), ("formed", True), ("whole", False), ("plain", False)],
+    [("folded", True), ("folded", False), ("formed", True), ("whole", False), ("plain", False), ("axes", False)],
 )
 def test_a_tokens_share_is_the_slope_of_the_loss_when_the_weights_move_at_that_token_alone(family, kind, is_pooled):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from trackstar.tasks.numerics.corrections.axes import Axes
 from trackstar.tasks.numerics.corrections.correction import Correction
 from trackstar.tasks.numerics.corrections.ekfac import EKFAC
 from trackstar.tasks.numerics.corrections.factored_v import FactoredV
@@ -14,7 +15,7 @@ from trackstar.tasks.numerics.corrections.full_v import FullV
 from trackstar.tasks.numerics.corrections.kfac import KFAC
 from trackstar.tasks.numerics.corrections.none import Uncorrected
 
-CORRECTIONS: tuple[type[Correction], ...] = (Uncorrected, FactoredV, FullV, KFAC, EKFAC)
+CORRECTIONS: tuple[type[Correction], ...] = (Uncorrected, FactoredV, FullV, KFAC, EKFAC, Axes)
 
 
 def to_tensors(corrections: Mapping[str, Correction]) -> dict[str, Tensor]:

@@ -27,23 +27,27 @@ class EKFAC(Correction):
 
     names: ClassVar[tuple[str, ...]] = (*KFAC.names, "variances")
 
-    factors: KFAC
+    kronecker: KFAC
     variances: Float[Tensor, "m n"]
 
     def projection(
         self, module: str, left: Float[Tensor, "k m"] | None, right: Float[Tensor, "k n"] | None, *, floors: Floors
     ) -> MatrixProjection:
-        variances = self.variances.double()
-        scale = (variances + floors.factor_damping * variances.mean()).rsqrt().float()
-        m, n = variances.shape
+        scale = self.axis_scales(damping=floors.factor_damping).float()
+        m, n = scale.shape
         turns = {
-            "left_turn": self.factors.output_basis.T.contiguous(),
-            "right_turn": self.factors.input_basis.T.contiguous(),
+            "left_turn": self.kronecker.output_basis.T.contiguous(),
+            "right_turn": self.kronecker.input_basis.T.contiguous(),
         }
         return MatrixProjection(module, (m, n), left, right, scale, **turns)
 
+    def axis_scales(self, *, damping: float) -> Float[Tensor, "m n"]:
+        """Return (Λ + damping · mean(Λ))^-½ in float64."""
+        variances = self.variances.double()
+        return (variances + damping * variances.mean()).rsqrt()
+
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.factors.tensors(), "variances": self.variances}
+        return {**self.kronecker.tensors(), "variances": self.variances}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "EKFAC":
@@ -68,13 +72,17 @@ class VarianceTap:
             rows = slice(start, start + size)
             self._sum += (left[rows].float().mT @ kept[rows].float()).square_().sum(0, dtype=torch.float64)
 
+    def means(self, *, num_examples: int) -> Float[Tensor, "m n"]:
+        """Return the mean of (Q_Sᵀ G Q_A)∘² in float64."""
+        return self._sum.cpu() / num_examples
+
     def result(self, *, num_examples: int) -> Float[Tensor, "m n"]:
         """Return Λ in float32.
 
         Raises:
             ValueError: It is zero or not finite.
         """
-        variances = (self._sum / num_examples).float().cpu()
+        variances = self.means(num_examples=num_examples).float()
         mean = variances.mean(dtype=torch.float64).item()
         if not 0 < mean < float("inf"):
             raise ValueError(f"the mean of Λ is {mean}; it must be positive and finite: take another sample")

@@ -46,6 +46,16 @@ class KFAC(Correction):
         A = inverse_root(self.input_basis, self.input_values, right, damping=floors.factor_damping)
         return MatrixProjection(module, shape, S.float(), A.float())
 
+    @property
+    def kronecker(self) -> "KFAC":
+        """The factors that axes are taken of."""
+        return self
+
+    def axis_scales(self, *, damping: float) -> Float[Tensor, "m n"]:
+        """Return (s + ε_S)^-½ (a + ε_A)^-½ of every axis of the eigenbasis, in float64."""
+        s, a = ((v + damping * v.mean()).rsqrt() for v in (self.output_values.double(), self.input_values.double()))
+        return torch.outer(s, a)
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.names}
 
