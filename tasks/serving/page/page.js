@@ -128,7 +128,8 @@ const showAnswer = (answer) => {
   const probability = answer.probability >= 0.001 ? answer.probability.toFixed(3) : answer.probability.toExponential(1);
   const name = "trackstar-answer";
   const button = (label, save) => make("button", { type: "button", onclick: save }, label);
-  const header = make("header", {}, question(answer),
+  const isToldAbove = !$("says").hidden && !answer.contrast;
+  const header = make("header", {}, ...(isToldAbove ? [] : [question(answer)]),
     make("p", { className: "facts" }, `probability ${probability} · ${answer.settings.num_documents.toLocaleString("en")} documents · ${answer.index}`),
     ...(answer.settings.warnings ?? []).map((warning) => make("p", { className: "warn" }, warning)),
     make("p", { className: "exports" },
@@ -164,7 +165,7 @@ const showSaid = (prompt, completion) => {
     const sure = token.probability > 0.75 ? 4 : token.probability > 0.5 ? 3 : token.probability > 0.25 ? 2 : 1;
     const span = make("span", { className: `s${sure}`, tabIndex: 0, title: `probability ${token.probability.toFixed(3)}` }, token.text);
     span.setAttribute("role", "button");
-    span.setAttribute("aria-pressed", String(Boolean(chosen && place >= chosen[0] && place <= chosen[1])));
+    span.setAttribute("aria-pressed", String(!chosen || (place >= chosen[0] && place <= chosen[1])));
     span.dataset.place = place;
     return span;
   }));
