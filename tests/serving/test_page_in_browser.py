@@ -47,7 +47,7 @@ def test_a_question_is_asked_by_keys_alone_and_its_address_gives_the_same_answer
     page.value("document.getElementById('contrast').focus()")
     page.type(" Vienna")
     page.press("Enter")
-    page.wait(f"{ANSWERED} && document.querySelector('.question')")
+    page.wait(f"{ANSWERED} && !!document.querySelector('.question')")
     assert page.value(TEXT.format(".question")).endswith("rather than  Vienna")
 
     # a document and its neighbours
@@ -62,7 +62,7 @@ def test_a_question_is_asked_by_keys_alone_and_its_address_gives_the_same_answer
     shared, shown = page.value("location.href"), page.value(TEXT.format(".columns"))
     page.go("about:blank")
     page.go(shared)
-    page.wait(f"{ANSWERED} && document.querySelector('.question')")
+    page.wait(f"{ANSWERED} && !!document.querySelector('.question')")
     assert page.value(TEXT.format(".columns")) == shown
     assert page.value("document.querySelectorAll('#history a').length") == 3
     assert page.complaints == []

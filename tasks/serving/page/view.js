@@ -61,8 +61,14 @@ const place = (spread, best) => {
     `documents; nine in ten lie between ${decimal(spread.low)} and ${decimal(spread.high)}.`);
 };
 
+// Finds some words whole, in whatever case.
+const finder = (words) => {
+  const escaped = words.replace(/[.*+?^${}()|[\]\\\/-]/g, "\\$&");
+  return words ? new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "iu") : null;
+};
+
 const hit = (found, words, open) => {
-  const states = words && found.text.toLowerCase().includes(words);
+  const states = words?.test(found.text);
   const length = Array.from(found.text).length;
   const text = make("p", { className: "text read", dir: "auto" }, ...tinted(found.text, found.tokens, SHOWN_CHARACTERS));
   const source = make("p", { className: "source" },
@@ -82,7 +88,7 @@ const hit = (found, words, open) => {
 export const column = (answer, method, open) => {
   const of = (list) => list.filter((found) => found.method === method);
   const best = of(answer.proponents), worst = of(answer.opponents);
-  const words = answer.completion.trim().toLowerCase();
+  const words = finder(answer.completion.trim());
   const list = (found) => make("ol", {}, ...found.map((one) => hit(one, words, open)));
   const section = make("section", { className: "method" },
     make("h3", {}, method), place(answer.settings.scores[method]?.spread, best[0]?.score), list(best));
