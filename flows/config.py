@@ -209,6 +209,8 @@ class IndexConfig(IndexingConfig):
             require_same_kind(existing, self.model, self.gradient)
         require_device(self.model.device, name="--device")
         self.check_checkpoint()
+        if self.is_sized_by_checkpoint:
+            require_same_kind(existing, self.model, self.sized_gradient(self.checkpoint))
 
     def check_checkpoint(self) -> None:
         """Raise InputError for a checkpoint that cannot be indexed so; this loads torch."""
@@ -218,8 +220,6 @@ class IndexConfig(IndexingConfig):
         from trackstar.tasks.models.loadable import require_loadable  # which loads torch
 
         require_loadable(self.checkpoint, self.model)
-        if self.is_sized_by_checkpoint:
-            require_same_kind(existing, self.model, self.sized_gradient(self.checkpoint))
 
 
 def with_all_checkpoints(values: Any) -> Any:
