@@ -11,6 +11,7 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.layout import KRONECKER, VARIANCES
 from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import read_tensors, write_tensors
+from trackstar.storage.reading import Reading
 from trackstar.tasks.index.estimation import SamplePass, SampleRequest
 from trackstar.tasks.index.settings import FactorConfig
 from trackstar.tasks.models.checkpoint import device, load_model
@@ -69,7 +70,7 @@ def kronecker_factors(
     engine: EngineSpec,
     *,
     shards: Sequence[CorpusShard],
-    text_column: str,
+    reading: Reading,
     existing: EngineSpec | None,
 ) -> tuple[Artifact, ...]:
     """What the engine's correction is estimated as: nothing but for K-FAC and EK-FAC.
@@ -80,11 +81,11 @@ def kronecker_factors(
         return ()
     if existing is not None and existing.checkpoint.digest == engine.checkpoint.digest and _are_there(existing):
         return existing.kronecker
-    return estimate_factors(kronecker_request(config, engine, shards=shards, text_column=text_column), run=_run_stage)
+    return estimate_factors(kronecker_request(config, engine, shards=shards, reading=reading), run=_run_stage)
 
 
 def kronecker_request(
-    config: FactorConfig, engine: EngineSpec, *, shards: Sequence[CorpusShard], text_column: str
+    config: FactorConfig, engine: EngineSpec, *, shards: Sequence[CorpusShard], reading: Reading
 ) -> KroneckerRequest:
     """What is to be estimated for an engine."""
     return KroneckerRequest(
@@ -93,7 +94,7 @@ def kronecker_request(
         model=engine.model,
         gradient=engine.gradient,
         sample=tuple(shards),
-        text_column=text_column,
+        reading=reading,
         **config.model_dump(),
     )
 
