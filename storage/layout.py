@@ -23,7 +23,7 @@
       histograms/<digest>/           histogram.parquet, evidence.parquet: all scores of a query counted in bins
       rankings/<digest>/             ranking.parquet: proponents and opponents of one query set by one method
     OUT/
-      proponents.parquet proponents.jsonl run.json metrics.json tail_patch.parquet report.html
+      proponents.parquet proponents.csv proponents.jsonl run.json metrics.json tail_patch.parquet report.html
 
 ``<digest>`` is the first 16 hexadecimal digits of the SHA-256 of the artifact's identity, so that a different
 configuration is a different directory. Each artifact directory holds a ``manifest.json``, written last; some have a
@@ -83,6 +83,7 @@ EVIDENCE_SCORES = "evidence.parquet"
 
 PROPONENTS_PARQUET = "proponents.parquet"
 PROPONENTS_JSONL = "proponents.jsonl"
+PROPONENTS_CSV = "proponents.csv"
 RUN = "run.json"
 METRICS = "metrics.json"
 REPORT = "report.html"
