@@ -41,7 +41,7 @@ def _index(config: IndexConfig) -> Index:
         second_moment=None,
     )
     require_same_settings(existing, bare, config.second_moment, config.factors)
-    sample = {"shards": corpus_shards, "text_column": config.corpus.text_column}
+    sample = {"shards": corpus_shards, "reading": config.corpus.reading}
     known = existing and existing.engine
     V = second_moment(config.second_moment, bare, existing=known, **sample)
     kronecker = kronecker_factors(config.factors, bare, existing=known, **sample)

@@ -1,14 +1,18 @@
 """A corpus of any size as shards whose identity is their content, and the documents of a shard, batch by batch.
 
     JSON Lines   .jsonl  .jsonl.gz  .jsonl.zst    a shard is a run of lines
+    CSV, TSV     .csv  .tsv, and compressed       a shard is a run of records
+    text         .txt, and compressed             a document is a file, or a paragraph
     Parquet      .parquet                         a shard is a range of rows
+    Arrow        .arrow, of datasets on disk      a shard is a range of rows
 
-A row is a line of the file, counted from 0. It becomes a document, or it is rejected with a reason, or it is blank
-and neither of the two; rows and ids depend on nothing but the file: not on compression, shards or batches. A shard
-in the middle of a compressed file costs decompressing what lies before it, so many files of some GB read faster
+A row is a line or record of the file, counted from 0. It becomes a document, or it is rejected with a reason, or it
+is blank and neither of the two; rows and ids depend on nothing but the file: not on compression, shards or batches. A
+shard in the middle of a compressed file costs decompressing what lies before it, so many files of some GB read faster
 than one of a TB.
 """
 
+import glob
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,14 +24,33 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 from upath import UPath
 
+from trackstar.storage.arrow_files import (
+    arrow_columns,
+    arrow_rows,
+    count_arrow_rows,
+    is_stray,
+    require_one_split,
+)
 from trackstar.storage.documents import DocumentBatch, Record, Schema, batches
 from trackstar.storage.errors import InputError
 from trackstar.storage.json_lines import BYTE_ORDER_MARK, lines, open_decompressed, parse_object, pieces, skip
 from trackstar.storage.layout import location
 from trackstar.storage.manifest import digest_file, digest_of
+from trackstar.storage.reading import Reading
+from trackstar.storage.streams import Header, cut_stream, stream_rows
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+PACKED = ("", ".gz", ".zst")
+# Of a directory the first kind that it holds is taken: a README.txt or a list of files beside a corpus is none of it.
+KINDS = (
+    (*(f".jsonl{packed}" for packed in PACKED), ".parquet"),
+    (".arrow",),
+    tuple(f".{kind}{packed}" for kind in ("csv", "tsv") for packed in PACKED),
+    tuple(f".txt{packed}" for packed in PACKED),
+)
+SUFFIXES = tuple(suffix for suffixes in KINDS for suffix in suffixes)
+STREAMS = KINDS[2] + KINDS[3]
 
+TEXT = Reading()
 PROBED_ROWS, PROBED_FILES = 1000, 20
 PARQUET_SLICE_ROWS = 4096  # every slice decodes the row group it lies in: few rows are slow, many take memory
 
@@ -80,23 +103,25 @@ def corpus_files(paths: Sequence[str]) -> list[CorpusFile]:
     ]
 
 
-def plan_shards(file: CorpusFile, *, shard_size: int, text_column: str = "text") -> list[CorpusShard]:
+def plan_shards(file: CorpusFile, *, shard_size: int, reading: Reading = TEXT) -> list[CorpusShard]:
     """Cut a file into shards of ``shard_size`` rows, the last one shorter, in one pass; an empty file has none.
 
     Raises:
-        InputError: The file is unreadable, or has no text column: for JSON Lines, in none of its first rows.
+        InputError: The file is unreadable, or has no column of a document: for JSON Lines, in none of its first rows.
     """
     if shard_size < 1:
         raise InputError(f"shard_size is {shard_size}; a shard needs at least one row")
-    plan = _plan_parquet if _is_parquet(file.path) else _plan_json_lines
-    return list(plan(file, shard_size, text_column))
+    if file.path.endswith(STREAMS):
+        return list(_plan_stream(file, shard_size, reading))
+    plan = _plan_table if _is_table(file.path) else _plan_json_lines
+    return list(plan(file, shard_size, reading))
 
 
 def read_documents(
     shard: CorpusShard,
     *,
     batch_size: int,
-    text_column: str = "text",
+    reading: Reading = TEXT,
     id_column: str = "id",
     extra_columns: Sequence[str] = (),
 ) -> Iterator[DocumentBatch]:
@@ -108,44 +133,56 @@ def read_documents(
     Raises:
         InputError: The file is unreadable, or is no longer the one the shard was planned from.
     """
-    schema = Schema(text_column, id_column, tuple(extra_columns), shard.id_prefix)
-    rows = _parquet_rows(shard, schema) if _is_parquet(shard.path) else _json_rows(shard)
+    schema = Schema(reading, id_column, tuple(extra_columns), shard.id_prefix)
+    if shard.path.endswith(STREAMS):
+        rows = _stream_rows(shard, reading)
+    else:
+        rows = _table_rows(shard, schema) if _is_table(shard.path) else _json_rows(shard)
     return batches(rows, schema, batch_size=batch_size)
 
 
-def require_documents(files: Sequence[CorpusFile], *, text_column: str, id_column: str) -> None:
-    """Look at the first rows of the first files: each has the text column, and some row of some file is a document.
+def require_documents(files: Sequence[CorpusFile], *, reading: Reading, id_column: str) -> None:
+    """Look at the first rows of the first files: each has a document's columns, and some row of some is a document.
 
     Raises:
-        InputError: One is unreadable or has no text column, or none has a usable row.
+        InputError: One is unreadable or has no such column, or none has a usable row.
     """
-    reason, is_undecided = "", len(files) > PROBED_FILES
+    reasons, is_undecided = Counter(), len(files) > PROBED_FILES
+    first = ""
     for file in files[:PROBED_FILES]:
-        path, schema = location(file.path), Schema(text_column, id_column, (), file.id_prefix)
-        rows = _first_parquet_rows if _is_parquet(file.path) else _first_json_rows
+        path, schema = location(file.path), Schema(reading, id_column, (), file.id_prefix)
         num_rejected = 0
-        for batch in batches(rows(path, text_column), schema, batch_size=1):
+        for batch in batches(_first_rows(path, schema), schema, batch_size=1):
             if len(batch.documents):
                 is_undecided = True
                 break
             num_rejected += 1
-            reason = reason or f"; row {batch.rejected['row'][0]} of {path}: {batch.rejected['reason'][0]}"
+            reasons[batch.rejected["reason"][0]] += 1
+            first = first or f"; row {batch.rejected['row'][0]} of {path}: {batch.rejected['reason'][0]}"
         is_undecided = is_undecided or num_rejected >= PROBED_ROWS  # there may be one further on
     if not is_undecided:
-        raise InputError(f"the corpus has no usable document{reason}; check the files, and --text-column")
+        counts = ", ".join(f"{count} rows: {reason}" for reason, count in reasons.most_common(3))
+        summed = f" ({counts})" if len(reasons) > 1 else ""
+        raise InputError(f"the corpus has no usable document{first}{summed}; check the files, and --text-column")
 
 
-def _first_json_rows(path: UPath, text_column: str) -> Iterator[tuple[int, Record]]:
-    _require_text_key(path, text_column)
-    with open_decompressed(path) as stream:
-        yield from _parsed(islice(lines(stream), PROBED_ROWS), 0)
-
-
-def _first_parquet_rows(path: UPath, text_column: str) -> Iterator[tuple[int, Record]]:
-    with _readable_parquet(path):
-        _require_text_type(path, text_column)
-        first = _scan(path).head(PROBED_ROWS).collect()
-    yield from enumerate(first.iter_rows(named=True))
+def _first_rows(path: UPath, schema: Schema) -> Iterator[tuple[int, Record]]:
+    reading = schema.reading
+    if path.name.endswith(STREAMS):
+        _require_columns(path, reading, Header(path).names)
+        yield from stream_rows(path, reading, first_row=0, num_rows=PROBED_ROWS, byte_offset=None, digest=None)
+    elif path.name.endswith(".arrow"):
+        _require_columns(path, reading, arrow_columns(path))
+        yield from arrow_rows(path, schema.columns, 0, PROBED_ROWS)
+    elif _is_table(path.name):
+        with _readable_parquet(path):
+            _require_text_type(path, reading)
+            first = _scan(path).head(PROBED_ROWS).collect()
+        yield from enumerate(first.iter_rows(named=True))
+    else:
+        _require_text_key(path, reading)
+        with open_decompressed(path) as stream:
+            yield from _parsed(islice(lines(stream), PROBED_ROWS), 0)
 
 
 def _refuse_repeated(paths: Sequence[UPath]) -> None:
@@ -165,17 +202,31 @@ def _uncompressed(name: str) -> str:
 def _expand(path: UPath) -> list[tuple[UPath, str]]:
     """The files below a path, each with its name relative to it."""
     path = path.absolute()
+    if not path.exists() and glob.has_magic(str(path)):
+        return _matched(path)
     if path.is_file():
         if not _is_supported(path.name):
             raise InputError(f"{path} is not a corpus file; expected {_formats()}")
         return [(path, path.name)]
     if not path.is_dir():
         raise InputError(f"{path} does not exist; name a {_formats()} file or a directory of them")
+    require_one_split(path)
     children = sorted((str(child).removeprefix(str(path)).lstrip("/"), child) for child in path.rglob("*"))
     children = [(child, name) for name, child in children if _is_supported(name) and not _is_hidden(name)]
-    files = [(child, name) for child, name in children if child.is_file()]
+    files = [(child, name) for child, name in children if child.is_file() and not is_stray(child)]
+    for suffixes in KINDS:
+        if kind := [(child, name) for child, name in files if name.endswith(suffixes)]:
+            return kind
+    raise InputError(f"{path} holds no corpus file; expected {_formats()} somewhere below it")
+
+
+def _matched(pattern: UPath) -> list[tuple[UPath, str]]:
+    """The corpus files that a pattern of the shell's kind names, each with its own name."""
+    found = sorted(pattern.fs.glob(pattern.path))
+    paths = [type(pattern)(path, protocol=pattern.protocol, **pattern.storage_options) for path in found]
+    files = [(path, path.name) for path in paths if _is_supported(path.name) and path.is_file()]
     if not files:
-        raise InputError(f"{path} holds no corpus file; expected {_formats()} somewhere below it")
+        raise InputError(f"{pattern} matches no corpus file; expected {_formats()}")
     return files
 
 
@@ -183,8 +234,8 @@ def _is_supported(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def _is_parquet(name: str) -> bool:
-    return name.endswith(".parquet")
+def _is_table(name: str) -> bool:
+    return name.endswith((".parquet", ".arrow"))
 
 
 def _is_hidden(name: str) -> bool:
@@ -192,7 +243,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _formats() -> str:
-    return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+    plain = [suffix for suffix in SUFFIXES if not suffix.endswith((".gz", ".zst"))]
+    return f"{', '.join(plain)} (all but .parquet and .arrow also .gz or .zst)"
 
 
 def _id_prefixes(named: Sequence[tuple[UPath, str]]) -> list[str]:
@@ -210,9 +262,9 @@ def _id_prefixes(named: Sequence[tuple[UPath, str]]) -> list[str]:
 # JSON Lines
 
 
-def _plan_json_lines(file: CorpusFile, shard_size: int, text_column: str) -> Iterator[CorpusShard]:
+def _plan_json_lines(file: CorpusFile, shard_size: int, reading: Reading) -> Iterator[CorpusShard]:
     path = location(file.path)
-    _require_text_key(path, text_column)
+    _require_text_key(path, reading)
     first_row = byte_offset = 0
     with open_decompressed(path) as stream:
         for num_rows, num_bytes, digest in _cut(pieces(stream), shard_size):
@@ -263,27 +315,64 @@ def _parsed(lines: Iterator[bytes], first_row: int) -> Iterator[tuple[int, Recor
             yield row, str(error)
 
 
-def _require_text_key(path: UPath, text_column: str) -> None:
-    """Refuse a file that has objects among its first rows, but a text column in none of them."""
+def _require_text_key(path: UPath, reading: Reading) -> None:
+    """Refuse a file that has objects among its first rows, but a document's columns in none of them."""
     found: dict[str, None] = {}
     with open_decompressed(path) as stream:
         for _, record in _parsed(islice(lines(stream), PROBED_ROWS), 0):
             if isinstance(record, dict):
-                if text_column in record:
+                if reading.format_of(record):
                     return
                 found |= dict.fromkeys(record)
     if found:
-        raise _no_text_column(path, text_column, list(found))
+        raise _no_column(path, reading, list(found))
 
 
-# Parquet
+# CSV, TSV and plain text
 
 
-def _plan_parquet(file: CorpusFile, shard_size: int, text_column: str) -> Iterator[CorpusShard]:
+def _plan_stream(file: CorpusFile, shard_size: int, reading: Reading) -> Iterator[CorpusShard]:
+    path, first_row = location(file.path), 0
+    _require_columns(path, reading, Header(path).names)
+    for num_rows, byte_offset, num_bytes, digest in cut_stream(path, shard_size, reading):
+        yield CorpusShard(
+            **file.model_dump(),
+            first_row=first_row,
+            num_rows=num_rows,
+            byte_offset=byte_offset,
+            num_bytes=num_bytes,
+            digest=digest,
+        )
+        first_row += num_rows
+
+
+def _stream_rows(shard: CorpusShard, reading: Reading) -> Iterator[tuple[int, Record]]:
+    asked = shard.model_dump(include={"first_row", "num_rows", "byte_offset", "digest"})
+    try:
+        yield from stream_rows(location(shard.path), reading, **asked)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise _changed(shard) from error
+
+
+def _require_columns(path: UPath, reading: Reading, names: Sequence[str]) -> None:
+    if names and not reading.format_of(names):
+        raise _no_column(path, reading, names)
+
+
+# Parquet and Arrow
+
+
+def _plan_table(file: CorpusFile, shard_size: int, reading: Reading) -> Iterator[CorpusShard]:
     path = location(file.path)
-    with _readable_parquet(path):
-        _require_text_type(path, text_column)
-        total = _scan(path).select(pl.len()).collect().item()
+    if path.name.endswith(".arrow"):
+        _require_columns(path, reading, arrow_columns(path))
+        total = count_arrow_rows(path)
+    else:
+        with _readable_parquet(path):
+            _require_text_type(path, reading)
+            total = _scan(path).select(pl.len()).collect().item()
     file_digest, num_bytes = digest_file(path), path.stat().st_size
     for first_row in range(0, total, shard_size):
         num_rows = min(shard_size, total - first_row)
@@ -297,12 +386,15 @@ def _plan_parquet(file: CorpusFile, shard_size: int, text_column: str) -> Iterat
         )
 
 
-def _parquet_rows(shard: CorpusShard, schema: Schema) -> Iterator[tuple[int, Record]]:
-    path = location(shard.path)
+def _table_rows(shard: CorpusShard, schema: Schema) -> Iterator[tuple[int, Record]]:
+    path, is_arrow = location(shard.path), shard.path.endswith(".arrow")
     with _readable_parquet(path):
         if digest_of([digest_file(path), shard.first_row, shard.num_rows]) != shard.digest:
             raise _changed(shard)
-        _require_text_type(path, schema.text_column)
+        if is_arrow:
+            yield from arrow_rows(path, schema.columns, shard.first_row, shard.num_rows)
+            return
+        _require_text_type(path, schema.reading)
         frame = _scan(path)
         frame = frame.select([name for name in frame.collect_schema() if name in schema.columns])
         end_row = shard.first_row + shard.num_rows
@@ -324,19 +416,23 @@ def _scan(path: UPath) -> pl.LazyFrame:
     return pl.scan_parquet(str(path), glob=False)  # a file name may hold brackets
 
 
-def _require_text_type(path: UPath, text_column: str) -> None:
+def _require_text_type(path: UPath, reading: Reading) -> None:
     types = _scan(path).collect_schema()
-    if text_column not in types:
-        raise _no_text_column(path, text_column, types.names())
-    if types[text_column] not in (pl.String, pl.Categorical, pl.Enum):
-        raise InputError(
-            f"{path} has {types[text_column]} in column {text_column!r}, expected String; give --text-column another"
-        )
+    format = reading.format_of(types)
+    if format is None:
+        raise _no_column(path, reading, types.names())
+    texts = [name for name in (reading.text_column, *reading.text_column.split(",")) if name in types]
+    for name in texts if format == "text" else ():
+        if types[name] not in (pl.String, pl.Categorical, pl.Enum):
+            raise InputError(
+                f"{path} has {types[name]} in column {name!r}, expected String; give --text-column another"
+            )
 
 
-def _no_text_column(path: UPath, text_column: str, found: Sequence[str]) -> InputError:
+def _no_column(path: UPath, reading: Reading, found: Sequence[str]) -> InputError:
     names = ", ".join(repr(name) for name in found[:20]) + (", …" if len(found) > 20 else "")
-    return InputError(f"{path} has no column {text_column!r} but {names}; give --text-column the one with the text")
+    cure = "give --text-column the one with the text" if reading.format in ("auto", "text") else "give another --format"
+    return InputError(f"{path} has no column {reading.expected()} but {names}; {cure}")
 
 
 def _changed(shard: CorpusShard) -> InputError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from trackstar.storage.errors import InputError
-from trackstar.storage.json_lines import kind_of, require_encodable
+from trackstar.storage.reading import Reading, string
 
 BATCH_CHARACTERS = 64 << 20  # a batch of long documents ends early, so that memory does not grow with their length
 
@@ -16,7 +16,10 @@ Record = dict[str, Any] | str  # what a row holds, or why it is not to be had
 
 
 class DocumentBatch(NamedTuple):
-    """Documents (row UInt64, id, text, extra columns: String) and rejected rows (row UInt64, id, reason)."""
+    """Documents (row UInt64, id, text, extra columns: String) and rejected rows (row UInt64, id, reason).
+
+    Where some are not text alone, documents have a column ``source``: as JSON what text and tokens are made of.
+    """
 
     documents: pl.DataFrame
     rejected: pl.DataFrame
@@ -26,18 +29,18 @@ class DocumentBatch(NamedTuple):
 class Schema:
     """Which columns of a row make a document."""
 
-    text_column: str
+    reading: Reading
     id_column: str
     extra_columns: tuple[str, ...]
     id_prefix: str
 
     def __post_init__(self) -> None:
-        if taken := {"row", "id", "text"}.intersection(self.extra_columns):
+        if taken := {"row", "id", "text", "source"}.intersection(self.extra_columns):
             raise InputError(f"--extra-columns holds {min(taken)!r}, which every document has already; leave it out")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.text_column, self.id_column, *self.extra_columns)
+        return (*self.reading.columns, self.id_column, *self.extra_columns)
 
     def id_of(self, row: int, record: dict[str, Any]) -> str:
         value = record.get(self.id_column)
@@ -45,15 +48,7 @@ class Schema:
             return f"{self.id_prefix}:{row}"
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return _string(value, self.id_column)
-
-    def text_of(self, record: dict[str, Any]) -> str:
-        if self.text_column not in record:
-            raise ValueError(f"no column {self.text_column!r}")
-        text = _string(record[self.text_column], self.text_column)
-        if not text.strip():
-            raise ValueError("empty text")
-        return text
+        return string(value, self.id_column)
 
     def extras_of(self, record: dict[str, Any]) -> list[str | None]:
         return [_as_string(record.get(name), name) for name in self.extra_columns]
@@ -92,32 +87,24 @@ class _Batch:
         id_ = None
         try:
             id_ = self.schema.id_of(row, record)
-            text = self.schema.text_of(record)
-            self.documents.append((row, id_, text, *self.schema.extras_of(record)))
-            self.num_characters += len(text)
+            text, source = self.schema.reading.content_of(record)
+            self.documents.append((row, id_, text, *self.schema.extras_of(record), source))
+            self.num_characters += len(text) + len(source or "")
         except ValueError as error:
             self.rejected.append((row, id_, str(error)))
 
     def frames(self) -> DocumentBatch:
-        strings = ("id", "text", *self.schema.extra_columns)
-        return DocumentBatch(_frame(self.documents, strings), _frame(self.rejected, ("id", "reason")))
+        documents = _frame(self.documents, ("id", "text", *self.schema.extra_columns, "source"))
+        if documents["source"].null_count() == len(documents):
+            documents = documents.drop("source")
+        return DocumentBatch(documents, _frame(self.rejected, ("id", "reason")))
 
 
 def _frame(rows: list[tuple], strings: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"row": pl.UInt64, **dict.fromkeys(strings, pl.String)}, orient="row")
 
 
-def _string(value: Any, column: str) -> str:
-    """A value that must be a string and have a UTF-8 form."""
-    if not isinstance(value, str):
-        raise ValueError(f"{column} is {kind_of(value)}, not a string")
-    try:
-        return require_encodable(value)
-    except ValueError as error:
-        raise ValueError(f"{column} {error}") from error
-
-
 def _as_string(value: Any, column: str) -> str | None:
     if value is None:
         return None
-    return _string(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), column)
+    return string(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), column)

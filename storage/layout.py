@@ -28,7 +28,8 @@
       joint/<digest>/                ranking.parquet, shares.parquet: the sum over several checkpoints
       shrunk/<digest>/               ranking.parquet with scores shrunk, shrinkage.parquet: medians and σ of all scores
     OUT/
-      proponents.parquet proponents.jsonl run.json shares.parquet metrics.json tail_patch.parquet report.html
+      proponents.parquet proponents.csv proponents.jsonl run.json shares.parquet metrics.json tail_patch.parquet
+      report.html
 
     INDEXES/
       NAME/                          an index; results/NAME/ holds what it answered to the standing queries
@@ -97,6 +98,7 @@ EVIDENCE_SCORES = "evidence.parquet"
 
 PROPONENTS_PARQUET = "proponents.parquet"
 PROPONENTS_JSONL = "proponents.jsonl"
+PROPONENTS_CSV = "proponents.csv"
 RUN = "run.json"
 METRICS = "metrics.json"
 REPORT = "report.html"

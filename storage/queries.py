@@ -1,8 +1,12 @@
-"""Queries: what is asked about, one JSON object a line.
+"""Queries: what is asked about.
 
 {"id": "q1", "prompt": "The capital of France is", "completion": " Paris", "relevant_ids": ["d7"]}
+
+One such object a line (JSON Lines), a list of them (``.json``), or a table with these columns (``.csv``, ``.tsv``),
+where a cell holds a list as JSON. A query without an id is called after its file and row.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -20,8 +24,13 @@ from trackstar.storage.json_lines import (
 )
 from trackstar.storage.layout import location
 from trackstar.storage.manifest import digest_of
+from trackstar.storage.reading import Reading
+from trackstar.storage.streams import stream_rows
 
 EXPECTED = '{"id": ..., "prompt": ..., "completion": ...}, one object a line'
+TABLES = (".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst")
+LISTS = frozenset({"relevant_ids", "answer_aliases", "aliases"})
+LARGEST_FILE = 1 << 40  # rows: all of them
 
 
 def _name_integer(value: Any) -> Any:
@@ -63,15 +72,15 @@ def read_queries(path: object) -> list[Query]:
     """
     path = location(path)
     queries: dict[str, Query] = {}
-    line_of: dict[str, int] = {}
-    for number, line in _numbered_lines(path):
-        query = _parse(line, where=f"{path} line {number}")
+    place_of: dict[str, str] = {}
+    for row, place, record in _records(path):
+        query = _parse(record, where=f"{path} {place}", default_id=f"{path.name}:{row}")
         if query.id in queries:
             raise InputError(
-                f"{path} line {number}: id {query.id!r} is already on line {line_of[query.id]}, expected one query "
+                f"{path} {place}: id {query.id!r} is already on {place_of[query.id]}, expected one query "
                 "an id; rename one of them"
             )
-        queries[query.id], line_of[query.id] = query, number
+        queries[query.id], place_of[query.id] = query, place
     if not queries:
         raise InputError(f"{path} line 1: no query in the file, expected {EXPECTED}; add at least one")
     return list(queries.values())
@@ -107,18 +116,56 @@ def asked(queries: Sequence[Query]) -> list[dict[str, str]]:
     return [{"id": query.id, "prompt": query.prompt, "completion": query.completion} for query in queries]
 
 
-def _numbered_lines(path: UPath) -> Iterator[tuple[int, bytes]]:
-    with open_decompressed(path) as stream:
-        for number, line in enumerate(lines(stream), start=1):
-            if number == 1:
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            if line.strip():
-                yield number, line
+def _records(path: UPath) -> Iterator[tuple[int, str, bytes | dict[str, Any] | str]]:
+    """Row, place in a person's words, and content of every query: as a line, an object, or why it is none."""
+    if path.name.endswith(".json"):
+        for row, value in enumerate(_array(path)):
+            is_object = isinstance(value, dict)
+            yield row, f"row {row + 1}", value if is_object else f"it is {kind_of(value)}, not an object"
+    elif path.name.endswith(TABLES):
+        found = stream_rows(path, Reading(), first_row=0, num_rows=LARGEST_FILE, byte_offset=None, digest=None)
+        for row, record in found:
+            yield row, f"row {row + 1}", record if isinstance(record, str) else _cells(record)
+    else:
+        with open_decompressed(path) as stream:
+            for row, line in enumerate(lines(stream)):
+                line = line.removeprefix(BYTE_ORDER_MARK) if row == 0 else line
+                if line.strip():
+                    yield row, f"line {row + 1}", line
 
 
-def _parse(line: bytes, *, where: str) -> Query:
+def _array(path: UPath) -> list[Any]:
     try:
-        return Query.model_validate(parse_object(line))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{path} cannot be opened ({reason}); name a readable file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no JSON ({error}), expected a list of queries; for one a line, use .jsonl"
+        ) from error
+    if not isinstance(value, list):
+        raise InputError(f"{path} is {kind_of(value)}, expected a list of queries; put it in brackets")
+    return value
+
+
+def _cells(record: dict[str, str]) -> dict[str, Any] | str:
+    """A record of strings as an object: an empty cell is an absent one, but for a prompt, and lists are JSON."""
+    found: dict[str, Any] = {name: cell for name, cell in record.items() if cell or name == "prompt"}
+    for name in LISTS.intersection(found):
+        try:
+            found[name] = json.loads(found[name])
+        except (ValueError, RecursionError):
+            return f"{name} is {found[name]!r}, not a list as JSON"
+    return found
+
+
+def _parse(content: bytes | dict[str, Any] | str, *, where: str, default_id: str) -> Query:
+    try:
+        if isinstance(content, str):
+            raise ValueError(content)
+        record = parse_object(content) if isinstance(content, bytes) else content
+        return Query.model_validate({"id": default_id, **record})
     except ValidationError as error:
         raise InputError(f"{where}: {_first_problem(error)}; correct it: {EXPECTED}") from error
     except ValueError as error:

@@ -1,8 +1,9 @@
 """Results on disk: the ranked candidates of every query and method, and the JSON documents beside them.
 
-``proponents.parquet`` is the table to compute with. ``proponents.jsonl`` says the same with texts, one line per query
-and method, in the field names of the data released with Chang et al. 2024 (PAIR-code/pretraining-tda), so that their
-viewer opens it. ``run.json`` holds the SHA-256 of both, and a digest of its own: what is read again is checked.
+``proponents.parquet`` is the table to compute with, ``proponents.csv`` the same for a spreadsheet. ``proponents.jsonl``
+says the same with texts, one line per query and method, in the field names of the data released with Chang et al. 2024
+(PAIR-code/pretraining-tda), so that their viewer opens it. ``run.json`` holds the SHA-256 of each, and a digest of its
+own: what is read again is checked.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import polars as pl
 from upath import UPath
 
 from trackstar.storage.errors import CorruptionError, MissingError, StorageError
-from trackstar.storage.layout import PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN, SHARES
+from trackstar.storage.layout import PROPONENTS_CSV, PROPONENTS_JSONL, PROPONENTS_PARQUET, RUN, SHARES
 from trackstar.storage.partial_files import write_atomically
 from trackstar.storage.sealed import sealed, unsealed
 
@@ -59,7 +60,7 @@ def write_proponents(
     texts: Mapping[str, str],
     query_set: str,
 ) -> dict[str, str]:
-    """Write ``proponents.parquet`` and ``proponents.jsonl``, each whole or not at all; return the SHA-256 of each.
+    """Write ``proponents.parquet``, ``.csv`` and ``.jsonl``, each whole or not at all; return the SHA-256 of each.
 
     Args:
         frame: A result table (``RESULT_SCHEMA``).
@@ -76,6 +77,7 @@ def write_proponents(
     lines = released_lines(frame, queries=queries, texts=texts, query_set=query_set)
     return {
         PROPONENTS_PARQUET: _write(directory / PROPONENTS_PARQUET, [table.getvalue()]),
+        PROPONENTS_CSV: _write(directory / PROPONENTS_CSV, [frame.write_csv(quote_style="non_numeric").encode()]),
         PROPONENTS_JSONL: _write(directory / PROPONENTS_JSONL, (_encode(line) + b"\n" for line in lines)),
     }
 

@@ -16,6 +16,7 @@ from trackstar.tasks.asking.held_model import HeldModel
 from trackstar.tasks.asking.watching import Progress, Watch
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.methods.settings import GRADIENT_METHODS
+from trackstar.tasks.models.document_tokens import DocumentTokens
 from trackstar.tasks.models.engine import Engine
 from trackstar.tasks.numerics.ranking import Ranked
 from trackstar.tasks.numerics.token_influence import candidate_norms, query_readout
@@ -58,20 +59,20 @@ class GradientAnswers:
         """The shares of the tokens of the documents at either end, by position."""
         positions = sorted({p for best in ranked.values() for p in best.positions[0][:TOKENS_READ].tolist()})
         watch.tell(Progress("tokens", method, 0, len(positions)))
-        texts = [document.text for document in self._documents.at(positions).values()]
         readouts = {
             block: query_readout(basis, [0], mixing_weight=reading.mixing_weight)
             for block, basis in reading.bases.items()
         }
         with self._model.reader() as (reader, engine):
+            documents = self._documents.tokens(positions, engine.tokenizer)
             shares = document_shares(
                 reader,
                 engine,
-                texts,
+                documents,
                 {block: w[0] for block, (w, _) in readouts.items()},
                 token_budget=self._model.spec.model.token_budget,
             )
-            norms = self._norms(engine, positions, texts, reading)
+            norms = self._norms(engine, positions, documents, reading)
         q_norm = sum(norm[0] for _, norm in readouts.values())
         divisors = np.sqrt(norms * q_norm) if reading.config.unit_norm else np.ones(len(positions))
         return {
@@ -79,13 +80,14 @@ class GradientAnswers:
             for position, of_text, divisor in zip(positions, shares, divisors.tolist(), strict=True)
         }
 
-    def _norms(self, engine: Engine, positions: Sequence[int], texts: Sequence[str], reading: Reading) -> ndarray:
+    def _norms(
+        self, engine: Engine, positions: Sequence[int], documents: Sequence[DocumentTokens], reading: Reading
+    ) -> ndarray:
         """φ_mᵀ R^-1 φ_m of some documents, all blocks together."""
         psi_norms = np.stack([self._psi_norms(position, reading) for position in positions])
         if not reading.mixing_weight:
             return psi_norms.sum(axis=1)
-        ids = engine.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        _, vectors = engine.gradients(ids, first_targets=[1] * len(ids))
+        _, vectors = engine.gradients([row.ids for row in documents], first_targets=[row.targets for row in documents])
         return sum(
             candidate_norms(vectors[block], of_block, basis, mixing_weight=reading.mixing_weight)
             for (block, basis), of_block in zip(reading.bases.items(), psi_norms.T, strict=True)

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import polars as pl
+from transformers import PreTrainedTokenizerBase
 from upath import UPath
 
 from trackstar.storage.errors import InputError
@@ -15,6 +16,7 @@ from trackstar.tasks.asking.answers import Document
 from trackstar.tasks.asking.held import Memory
 from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.settings import DOCUMENT_COLUMNS
+from trackstar.tasks.models.document_tokens import DocumentTokens, kept_tokens
 
 TEXT_EXPANSION = 4  # of a Parquet table in memory, at most, against its file
 
@@ -34,6 +36,11 @@ class HeldDocuments:
             path, row = self.place(position)
             found[position] = _document(self._table(path), row, self._file(path))
         return found
+
+    def tokens(self, positions: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> list[DocumentTokens]:
+        """The tokens of the documents at some positions, and which of them count, as they were indexed."""
+        rows = [self._table(path)[row] for path, row in map(self.place, positions)]
+        return kept_tokens(tokenizer, pl.concat(rows, how="diagonal"))
 
     def place(self, position: int) -> tuple[UPath, int]:
         """The shard and the row of a position."""

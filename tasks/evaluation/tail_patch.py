@@ -13,10 +13,11 @@ from trackstar.storage.queries import Query, asked
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
 from trackstar.tasks.evaluation.settings import TailPatchConfig
-from trackstar.tasks.index.contents import shard_texts
+from trackstar.tasks.index.contents import shard_documents
 from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.models.document_tokens import kept_tokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, dense_scales, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
+from trackstar.tasks.models.tokens import tokenize_queries
 from trackstar.tasks.numerics.batching import Window, pad
 from trackstar.tasks.numerics.tail_patch import probability_changes
 from trackstar.tasks.runtime.progress import progress
@@ -76,8 +77,7 @@ def measure_tail_patch(request: TailPatchRequest, draft: Draft) -> None:
 def _changes(
     request: TailPatchRequest, engine: Engine, queries_of: Mapping[str, Sequence[str]], advance: Any
 ) -> pl.DataFrame:
-    texts = shard_texts(request.shard_paths, set(queries_of))
-    documents = tokenize_documents(engine.tokenizer, [texts[candidate] for candidate in queries_of])
+    documents = kept_tokens(engine.tokenizer, shard_documents(request.shard_paths, list(queries_of)))
     row_of = {query.id: row for row, query in enumerate(request.queries)}
     measured = probability_changes(
         engine.model,

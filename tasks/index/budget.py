@@ -39,8 +39,8 @@ from trackstar.tasks.index.probe import (
 from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMomentRequest, write_second_moment
 from trackstar.tasks.index.shards import batch_documents
 from trackstar.tasks.models.checkpoint import Checkpoint, ModelConfig, read_checkpoint
+from trackstar.tasks.models.document_tokens import read_tokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, GradientConfig, model_blocks, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics import curvature
 from trackstar.tasks.runtime.stage import build
 
@@ -107,12 +107,9 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
     Raises:
         InputError: The checkpoint or the corpus is refused.
     """
-    size, column = request.corpus.shard_size, request.corpus.text_column
-    shards = [
-        shard for file in request.corpus.files() for shard in plan_shards(file, shard_size=size, text_column=column)
-    ]
+    size, reading = request.corpus.shard_size, request.corpus.reading
+    shards = [shard for file in request.corpus.files() for shard in plan_shards(file, shard_size=size, reading=reading)]
     documents = sample_documents(shards, request.corpus)
-    texts = documents["text"].to_list()
     with tempfile.TemporaryDirectory(prefix="trackstar-budget-") as scratch:
         started = clock()
         spec = _spec(request, scratch)
@@ -122,11 +119,12 @@ def predict(request: BudgetRequest, *, clock: Clock = time.monotonic) -> Budget:
         started = clock() - reading_s
         with open_engine(spec) as engine:
             loading_s, loaded_bytes = clock() - started - reading_s, peak_memory_bytes()
-            lengths = np.array([len(ids) for ids in tokenize_documents(engine.tokenizer, texts)])
+            found = read_tokens(engine.tokenizer, documents, special_tokens=reading.special_tokens)
+            lengths = np.array([len(row.ids) for row in found])
             second_moment_s, second_moment_bytes = reading_s, _size_bytes(location(scratch) / SecondMomentRequest.kind)
             if request.mode == "estimated":
                 num_tokens = lengths.mean() * min(request.second_moment.sample_size, _num_rows(shards))
-                second_moment_s = loading_s + num_tokens * probe_estimation(engine, spec, texts, clock=clock)
+                second_moment_s = loading_s + num_tokens * probe_estimation(engine, spec, found, clock=clock)
                 second_moment_bytes = _factors_bytes(engine, spec)
         probe = probe_indexing(spec, documents, num_tokens=lengths, store_as=request.store_as, clock=clock)
     dims = probe.block_dims
@@ -187,7 +185,7 @@ def _factors(request: BudgetRequest, spec: EngineSpec, shards: Sequence[CorpusSh
     took = []
     for size in sizes:
         config = request.factors.model_copy(update={"sample_size": size})
-        asked = kronecker_request(config, spec, shards=shards, text_column=request.corpus.text_column)
+        asked = kronecker_request(config, spec, shards=shards, reading=request.corpus.reading)
         started = clock()
         artifacts = estimate_factors(asked, run=lambda stage, stage_request: build(stage.body, stage_request))
         took.append(clock() - started)

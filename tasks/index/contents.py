@@ -25,7 +25,7 @@ from trackstar.tasks.index.withdrawals import read_ids
 
 __all__ = [
     "Index", "block_summary", "each_text", "existing_index", "manifests", "read_index", "require_distinct_ids",
-    "require_documents", "require_same_settings", "shard_texts", "write_index",
+    "require_documents", "require_same_settings", "shard_documents", "shard_texts", "write_index",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -161,3 +161,13 @@ def each_text(shards: Sequence[UPath], *, without: Collection[str] = ()) -> Iter
 def shard_texts(shards: Sequence[UPath], ids: Collection[str]) -> dict[str, str]:
     """The texts of some documents by id, in corpus order."""
     return {id_: text for id_, text in each_text(shards) if id_ in ids}
+
+
+def shard_documents(shards: Sequence[UPath], ids: Sequence[str]) -> pl.DataFrame:
+    """Id, text and, where the text alone does not determine them, tokens of some documents, in the order of the ids."""
+    parts = [pl.DataFrame(schema={"id": pl.String, "text": pl.String})]
+    for shard in shards:
+        table = read_table(shard, DOCUMENTS).select(pl.col("id", "text", "^(input_ids|is_target)$"))
+        parts.append(table.filter(pl.col("id").is_in(list(ids))))
+    order = pl.DataFrame({"id": list(ids)}, schema={"id": pl.String})
+    return order.join(pl.concat(parts, how="diagonal"), on="id", how="left", maintain_order="left")

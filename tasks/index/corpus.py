@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict
 from trackstar.storage.corpus import CorpusFile, CorpusShard, plan_shards
 from trackstar.storage.layout import location
 from trackstar.storage.manifest import digest_file, digest_of
+from trackstar.storage.reading import Reading
 from trackstar.tasks.index.settings import CorpusConfig
 from trackstar.tasks.runtime.stage import cached_task
 
@@ -24,7 +25,7 @@ class PlanRequest(BaseModel):
 
     file: CorpusFile
     shard_size: int
-    text_column: str
+    reading: Reading
 
     @property
     def label(self) -> str:
@@ -33,18 +34,14 @@ class PlanRequest(BaseModel):
     @property
     def cache_key(self) -> str:
         """By content: a file that was only touched is not planned again."""
-        return f"plan-v2-{digest_of([self.model_dump(mode='json'), digest_file(location(self.file.path))])}"
+        return f"plan-v3-{digest_of([self.model_dump(mode='json'), digest_file(location(self.file.path))])}"
 
 
 @cached_task
 def plan_file(request: PlanRequest) -> FilePlan:
     """Cut one corpus file into shards."""
-    return FilePlan(
-        shards=tuple(plan_shards(request.file, shard_size=request.shard_size, text_column=request.text_column))
-    )
+    return FilePlan(shards=tuple(plan_shards(request.file, shard_size=request.shard_size, reading=request.reading)))
 
 
 def plan_requests(config: CorpusConfig) -> list[PlanRequest]:
-    return [
-        PlanRequest(file=file, shard_size=config.shard_size, text_column=config.text_column) for file in config.files()
-    ]
+    return [PlanRequest(file=file, shard_size=config.shard_size, reading=config.reading) for file in config.files()]

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor, nn
 
 from trackstar.storage.corpus import CorpusShard, read_documents
 from trackstar.storage.errors import InputError
+from trackstar.storage.reading import Reading
 from trackstar.tasks.models.checkpoint import Checkpoint, ModelConfig, context_tokens, device, load_tokenizer
-from trackstar.tasks.models.tokens import tokenize_documents
-from trackstar.tasks.numerics.batching import Window, batches, pad, windows
+from trackstar.tasks.models.document_tokens import read_tokens
+from trackstar.tasks.numerics.batching import Window, batches, has_target, pad, windows
 from trackstar.tasks.numerics.labels import sampled_labels
 from trackstar.tasks.numerics.taps import Tap, TappedModel
 from trackstar.tasks.runtime.progress import progress
@@ -26,7 +28,7 @@ class SampleRequest(StageRequest):
     sample: tuple[CorpusShard, ...] = ()
     sample_size: int = 0
     seed: int = 0
-    text_column: str = "text"
+    reading: Reading = Reading()
 
     def sample_inputs(self) -> dict[str, Any]:
         """What determines the sample's tokens and what the model makes of them."""
@@ -36,7 +38,8 @@ class SampleRequest(StageRequest):
             "sample": [shard.identity for shard in self.sample],
             "sample_size": self.sample_size,
             "seed": self.seed,
-            "text_column": self.text_column,
+            "text_column": self.reading.text_column,
+            **({"reading": reading} if (reading := self.reading.identity()) else {}),
         }
 
 
@@ -50,11 +53,19 @@ class SamplePass:
     def __init__(self, request: SampleRequest, model: nn.Module) -> None:
         self._request, self._model = request, model
         tokenizer = load_tokenizer(request.checkpoint, request.model)
-        self._sequences = [ids for ids in tokenize_documents(tokenizer, sample_texts(request)) if len(ids) > 1]
+        found = read_tokens(
+            tokenizer,
+            sample_documents(request),
+            special_tokens=request.reading.special_tokens,
+            vocabulary_size=model.get_input_embeddings().num_embeddings,
+        )
+        found = [row for row in found if row.num_targets]
+        self._sequences, self._targets = [row.ids for row in found], [row.targets for row in found]
         if not self._sequences:
             raise InputError("no document of the sample has two tokens or more, so nothing can be estimated from it")
         lengths = [len(ids) for ids in self._sequences]
-        self.windows = windows(lengths, context=context_tokens(model, request.model))
+        cut = windows(lengths, context=context_tokens(model, request.model))
+        self.windows = [window for window in cut if has_target(window, self._targets[window.document])]
 
     @property
     def num_documents(self) -> int:
@@ -62,7 +73,7 @@ class SamplePass:
 
     @property
     def num_predictions(self) -> int:
-        return sum(window.num_tokens - 1 for window in self.windows)
+        return sum(int(pad([w], self._sequences, self._targets)[1].sum()) for w in self.windows)
 
     def halves(self) -> tuple[list[Window], list[Window]]:
         """The windows of every other document, and those of the rest."""
@@ -101,21 +112,22 @@ class SamplePass:
                 after_part()
 
     def _tensors(self, batch: Sequence[Window]) -> Iterator[Tensor]:
-        arrays = pad(batch, self._sequences, [1] * len(self._sequences))
+        arrays = pad(batch, self._sequences, self._targets)
         return (torch.from_numpy(array).to(device(self._request.model)) for array in arrays)
 
 
-def sample_texts(request: SampleRequest) -> list[str]:
-    """The texts of a uniform sample of the corpus's rows, read shard by shard."""
+def sample_documents(request: SampleRequest) -> pl.DataFrame:
+    """The documents of a uniform sample of the corpus's rows, read shard by shard."""
     sizes = np.array([shard.num_rows for shard in request.sample])
     num_rows = int(sizes.sum())
     rng = np.random.default_rng(request.seed)
     chosen = np.sort(rng.choice(num_rows, size=min(request.sample_size, num_rows), replace=False))
     ends = np.cumsum(sizes)
-    texts: list[str] = []
+    parts = [pl.DataFrame(schema={"text": pl.String})]
     for shard, end, size in zip(request.sample, ends, sizes, strict=True):
         rows = {int(row - (end - size)) + shard.first_row for row in chosen[(chosen >= end - size) & (chosen < end)]}
         if rows:
-            for batch in read_documents(shard, batch_size=1024, text_column=request.text_column):
-                texts += [text for row, text in batch.documents.select("row", "text").iter_rows() if row in rows]
-    return texts
+            for batch in read_documents(shard, batch_size=1024, reading=request.reading):
+                is_chosen = batch.documents["row"].is_in(list(rows))
+                parts.append(batch.documents.filter(is_chosen).select(pl.col("text", "^source$")))
+    return pl.concat(parts, how="diagonal")

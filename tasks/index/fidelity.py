@@ -11,8 +11,8 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import write_arrays
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.curvature import IndexedShards, ShardRows, block_rows, used_rows
+from trackstar.tasks.models.document_tokens import kept_tokens
 from trackstar.tasks.models.engine import EngineSpec, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.fidelity import fidelity
 from trackstar.tasks.runtime.stage import stage
 
@@ -56,10 +56,10 @@ class FidelityRequest(IndexedShards):
 def write_fidelity(request: FidelityRequest, draft: Draft) -> None:
     """Write the overlap and the correlation of every sampled document, asked for by its float32 vector."""
     sampled = request.sampled
-    tables = [read_table(path, DOCUMENTS, columns=["text"])[rows.tolist()] for path, rows in sampled]
+    tables = [read_table(path, DOCUMENTS)[rows.tolist()] for path, rows in sampled]
     with open_engine(request.engine) as engine:
-        sequences = tokenize_documents(engine.tokenizer, pl.concat(tables)["text"].to_list())
-        _, exact = engine.gradients(sequences, first_targets=[1] * len(sequences))
+        documents = kept_tokens(engine.tokenizer, pl.concat(tables, how="diagonal"))
+        _, exact = engine.gradients([row.ids for row in documents], first_targets=[row.targets for row in documents])
     stored = {block: np.concatenate(list(block_rows(sampled, block))) for block in request.block_dims}
     overlaps, correlations = fidelity(exact, stored, top_k=TOP_K)
     write_arrays(draft.path / FIDELITY, {"overlaps": overlaps, "correlations": correlations})

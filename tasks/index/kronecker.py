@@ -12,6 +12,7 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.layout import AXES, KRONECKER, VARIANCES, tensors_file
 from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import read_tensors, write_tensors
+from trackstar.storage.reading import Reading
 from trackstar.tasks.index.estimation import SamplePass, SampleRequest
 from trackstar.tasks.index.settings import FactorConfig
 from trackstar.tasks.models.checkpoint import device, load_model
@@ -92,7 +93,7 @@ def kronecker_factors(
     engine: EngineSpec,
     *,
     shards: Sequence[CorpusShard],
-    text_column: str,
+    reading: Reading,
     existing: EngineSpec | None,
 ) -> tuple[Artifact, ...]:
     """What the engine's correction is estimated as: nothing but for K-FAC and EK-FAC.
@@ -103,11 +104,11 @@ def kronecker_factors(
         return ()
     if existing is not None and existing.checkpoint.digest == engine.checkpoint.digest and _are_there(existing):
         return existing.kronecker
-    return estimate_factors(kronecker_request(config, engine, shards=shards, text_column=text_column), run=_run_stage)
+    return estimate_factors(kronecker_request(config, engine, shards=shards, reading=reading), run=_run_stage)
 
 
 def kronecker_request(
-    config: FactorConfig, engine: EngineSpec, *, shards: Sequence[CorpusShard], text_column: str
+    config: FactorConfig, engine: EngineSpec, *, shards: Sequence[CorpusShard], reading: Reading
 ) -> KroneckerRequest:
     """What is to be estimated for an engine."""
     return KroneckerRequest(
@@ -116,7 +117,7 @@ def kronecker_request(
         model=engine.model,
         gradient=engine.gradient,
         sample=tuple(shards),
-        text_column=text_column,
+        reading=reading,
         **config.model_dump(),
     )
 

@@ -19,8 +19,8 @@ from trackstar.storage.gradients import rows_of_a_chunk
 from trackstar.storage.layout import DOCUMENTS, location
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.shards import ShardRequest, index_shard
+from trackstar.tasks.models.document_tokens import DocumentTokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
-from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import batches, pad, windows
 from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.taps import TappedModel
@@ -67,11 +67,11 @@ def sample_documents(shards: Sequence[CorpusShard], corpus: CorpusConfig) -> pl.
     """
     rng = np.random.default_rng(0)
     chosen = [shards[index] for index in rng.permutation(len(shards))[:PROBED_SHARDS]]
-    columns = {"text_column": corpus.text_column, "id_column": corpus.id_column}
+    columns = {"reading": corpus.reading, "id_column": corpus.id_column}
     parts = [batch.documents for shard in chosen for batch in read_documents(shard, batch_size=1024, **columns)]
     if not sum(map(len, parts)):
         raise InputError(f"none of {len(chosen)} shards of {len(shards)} has a usable document; check the corpus")
-    documents = pl.concat(parts)
+    documents = pl.concat(parts, how="diagonal")
     return documents[rng.permutation(len(documents))]
 
 
@@ -88,15 +88,14 @@ def probe_indexing(
         wanted *= GROWTH
 
 
-def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, clock: Clock) -> float:
+def probe_estimation(engine: Engine, spec: EngineSpec, found: Sequence[DocumentTokens], *, clock: Clock) -> float:
     """Seconds a token of an estimated second moment, from one batch of these documents."""
-    sequences = [ids for ids in tokenize_documents(engine.tokenizer, texts) if len(ids) > 1]
+    found = [row for row in found if row.num_targets]
+    sequences, targets = [row.ids for row in found], [row.targets for row in found]
     matrices = [matrix for block in model_blocks(engine.model, spec.gradient).values() for matrix in block]
     cut = windows([len(ids) for ids in sequences], context=engine.context)
     batch = next(batches(cut, token_budget=spec.model.token_budget))
-    tokens, chosen = (
-        torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, [1] * len(sequences))
-    )
+    tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, targets))
     with TappedModel(engine.model, estimation_taps(matrices, device=engine.device)) as tapped:
         started = clock()
         tapped.backward(tokens, chosen)
@@ -119,7 +118,13 @@ def peak_memory_bytes() -> int:
 
 def _index(spec: EngineSpec, documents: pl.DataFrame, *, store_as: StoreAs, clock: Clock) -> Probe:
     path = location(spec.index) / f"sample-{len(documents)}.jsonl"
-    lines = (json.dumps(row) for row in documents.select("id", "text").iter_rows(named=True))
+    rows = documents.select(pl.col("id", "text", "^source$")).iter_rows(named=True)
+    lines = (
+        json.dumps(
+            {"id": row["id"], **(json.loads(source) if (source := row.get("source")) else {"text": row["text"]})}
+        )
+        for row in rows
+    )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     started = clock()
     (shard,) = plan_shards(CorpusFile(path=str(path), id_prefix=path.name), shard_size=len(documents))

@@ -10,6 +10,7 @@ from trackstar.storage.errors import InputError
 from trackstar.storage.layout import SECOND_MOMENT, artifact_path
 from trackstar.storage.manifest import Artifact, Draft, read_manifest
 from trackstar.storage.matrices import write_tensors
+from trackstar.storage.reading import Reading
 from trackstar.tasks.index.estimation import SamplePass, SampleRequest
 from trackstar.tasks.models.checkpoint import device, load_model
 from trackstar.tasks.models.engine import model_blocks
@@ -49,7 +50,7 @@ def second_moment(
     engine: EngineSpec,
     *,
     shards: Sequence[CorpusShard],
-    text_column: str,
+    reading: Reading,
     existing: EngineSpec | None,
 ) -> Artifact | None:
     """V for an engine that has none yet, or None where gradients are not to be divided.
@@ -64,7 +65,7 @@ def second_moment(
     request = SecondMomentRequest(gradient=engine.gradient, mode=mode, **common)
     if mode != "estimated":
         return write_second_moment(request)
-    sample = {"sample": tuple(shards), "text_column": text_column, **config.model_dump(exclude={"mode"})}
+    sample = {"sample": tuple(shards), "reading": reading, **config.model_dump(exclude={"mode"})}
     request = request.model_copy(update=sample)
     if existing is None or not _is_estimate(existing, engine):
         return write_second_moment(request)

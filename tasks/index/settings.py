@@ -6,12 +6,15 @@ from pydantic import ConfigDict, Field, field_validator
 
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import require_named
+from trackstar.storage.reading import Format, Reading, SpecialTokens
 from trackstar.tasks.runtime.settings import Option, Settings
 
 if TYPE_CHECKING:
     from trackstar.storage.corpus import CorpusFile
 
-DOCUMENT_COLUMNS = frozenset({"row", "id", "text", "num_tokens", "num_windows", "loss"})  # of every document table
+DOCUMENT_COLUMNS = frozenset(
+    {"row", "id", "text", "source", "input_ids", "is_target", "num_tokens", "num_windows", "loss"}
+)  # of every document table
 
 
 class CorpusConfig(Settings):
@@ -20,9 +23,24 @@ class CorpusConfig(Settings):
     model_config = ConfigDict(title="Corpus")
 
     paths: Annotated[tuple[str, ...], Option("--corpus", words=True, metavar="PATH...", group="Input and output")] = (
-        Field(description="JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet, or directories.")
+        Field(
+            description="Files, directories or quoted patterns: JSON Lines, CSV, TSV, text (each also .gz, .zst), "
+            "Parquet, datasets on disk."
+        )
     )
-    text_column: str = Field("text", description="Column with the document's text.")
+    text_column: str = Field(
+        "text", min_length=1, description="Column with the document's text; several, by commas, are joined."
+    )
+    text_separator: str = Field("\n\n", description="What joins the columns of a text; by default a blank line.")
+    text_unit: Literal["file", "paragraph"] = Field("file", description="What a document is in a .txt file.")
+    format: Format = Field(
+        "auto",
+        description="text; pairs: prompt and completion, loss on the completion; chat: messages, loss on the "
+        "assistant's turns; tokens: input_ids with labels or loss_mask. auto: as the columns say, text first.",
+    )
+    special_tokens: SpecialTokens = Field(
+        "tokenizer", description="What text and pairs begin and end with; chats and tokens have their own."
+    )
     id_column: str = Field("id", description="Column with the document's id; rows without one are called file:row.")
     extra_columns: tuple[str, ...] = Field(
         (), description="Further columns to keep with each document, to group influence by: source, date, ..."
@@ -45,7 +63,11 @@ class CorpusConfig(Settings):
         """Raise InputError for paths that lead to no document, as far as the first rows show."""
         from trackstar.storage.corpus import require_documents
 
-        require_documents(self.files(), text_column=self.text_column, id_column=self.id_column)
+        require_documents(self.files(), reading=self.reading, id_column=self.id_column)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(**self.model_dump(include=set(Reading.model_fields)))
 
     def files(self) -> "list[CorpusFile]":
         from trackstar.storage.corpus import corpus_files  # which loads polars

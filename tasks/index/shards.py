@@ -13,11 +13,12 @@ from trackstar.storage.corpus import CorpusShard, read_documents
 from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS, QUARANTINE
 from trackstar.storage.manifest import Draft
+from trackstar.storage.reading import Reading
 from trackstar.storage.tables import write_table
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.norms import NormWriter
+from trackstar.tasks.models.document_tokens import DocumentTokens, read_tokens, with_tokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import windows
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, stage
@@ -36,7 +37,7 @@ class ShardRequest(StageRequest):
 
     engine: EngineSpec
     shard: CorpusShard
-    text_column: str = "text"
+    reading: Reading = Reading()
     id_column: str = "id"
     extra_columns: tuple[str, ...] = ()
     store_as: StoreAs = Field("float32", description="How rows are stored.")
@@ -50,7 +51,8 @@ class ShardRequest(StageRequest):
         return {
             "engine": self.engine.inputs(),
             "shard": self.shard.identity,
-            "columns": [self.text_column, self.id_column, *self.extra_columns],
+            "columns": [self.reading.text_column, self.id_column, *self.extra_columns],
+            **({"reading": reading} if (reading := self.reading.identity()) else {}),
             "store_as": self.store_as,
         }
 
@@ -59,7 +61,7 @@ def shard_requests(
     engine: EngineSpec, corpus: CorpusConfig, shards: Sequence[CorpusShard], *, store_as: StoreAs
 ) -> list[ShardRequest]:
     columns = {
-        "text_column": corpus.text_column,
+        "reading": corpus.reading,
         "id_column": corpus.id_column,
         "extra_columns": corpus.extra_columns,
     }
@@ -79,19 +81,19 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
     writer = GradientWriter(draft.path, engine.block_dims, max_rows=request.shard.num_rows, store_as=request.store_as)
     norms = NormWriter(list(engine.block_dims), store_as=request.store_as)
     tables, rejections = [], []
-    columns = request.model_dump(include={"text_column", "id_column", "extra_columns"})
+    columns = {name: getattr(request, name) for name in ("reading", "id_column", "extra_columns")}
     with progress(request.label, total=request.shard.num_rows, unit="documents") as advance:
         for batch in read_documents(request.shard, batch_size=batch_documents(engine.block_dims), **columns):
-            table, rejected, vectors = _document_gradients(engine, batch.documents)
+            table, rejected, vectors = _document_gradients(engine, batch.documents, request.reading)
             writer.append(vectors)
             norms.append(vectors)
             tables.append(table)
             rejections += [batch.rejected, rejected]
             advance(len(batch.documents) + len(batch.rejected))
     writer.close()
-    documents = (
-        pl.concat(tables) if tables else _document_table(_no_documents(request.extra_columns), [], np.zeros(0), engine)
-    )
+    if not tables:
+        tables = [_document_table(_no_documents(request.extra_columns), [], np.zeros(0), engine)]
+    documents = pl.concat(tables, how="diagonal")
     quarantine = pl.concat(rejections).sort("row") if rejections else pl.DataFrame(schema=REJECTED_SCHEMA)
     write_table(draft.path / DOCUMENTS, documents)
     write_table(draft.path / QUARANTINE, quarantine)
@@ -105,21 +107,28 @@ def _write_shard(request: ShardRequest, draft: Draft, engine: Engine) -> None:
 
 
 def _document_gradients(
-    engine: Engine, documents: pl.DataFrame
+    engine: Engine, documents: pl.DataFrame, reading: Reading
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, ndarray]]:
     """Document table, rejected rows and block vectors of a batch of documents."""
-    sequences = tokenize_documents(engine.tokenizer, documents["text"].to_list()) if len(documents) else []
-    losses, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
-    reasons = _reasons(sequences, losses, vectors)
+    found = read_tokens(
+        engine.tokenizer,
+        documents,
+        special_tokens=reading.special_tokens,
+        vocabulary_size=engine.model.get_input_embeddings().num_embeddings,
+    )
+    sequences = [row.ids for row in found]
+    losses, vectors = engine.gradients(sequences, first_targets=[row.targets for row in found])
+    reasons = _reasons(found, losses, vectors)
     kept = np.array([reason is None for reason in reasons], dtype=bool)
-    table = _document_table(documents, sequences, losses, engine).filter(pl.Series(kept, dtype=pl.Boolean))
+    table = _document_table(with_tokens(documents, found), sequences, losses, engine)
+    table = table.filter(pl.Series(kept, dtype=pl.Boolean))
     rejected = documents.select("row", "id").with_columns(reason=pl.Series(reasons, dtype=pl.String))
     if not kept.all():
         vectors = {name: rows[kept] for name, rows in vectors.items()}
     return table, rejected.filter(~pl.Series(kept, dtype=pl.Boolean)), vectors
 
 
-def _reasons(sequences: Sequence[Sequence[int]], losses: ndarray, vectors: dict[str, ndarray]) -> list[str | None]:
+def _reasons(found: Sequence[DocumentTokens], losses: ndarray, vectors: dict[str, ndarray]) -> list[str | None]:
     """Why a document has no usable gradient, or None."""
     finite, nonzero = np.isfinite(losses), np.zeros(len(losses), dtype=bool)
     for rows in vectors.values():
@@ -128,13 +137,17 @@ def _reasons(sequences: Sequence[Sequence[int]], losses: ndarray, vectors: dict[
         nonzero |= (low != 0) | (high != 0)
 
     def reason(index: int) -> str | None:
-        if len(sequences[index]) < 2:
-            return f"{len(sequences[index])} token: nothing to predict"
+        if found[index].reason is not None:
+            return found[index].reason
+        if len(found[index].ids) < 2:
+            return f"{len(found[index].ids)} token: nothing to predict"
+        if not found[index].num_targets:
+            return "no token's loss counts"
         if not finite[index]:
             return "the gradient is not finite"
         return None if nonzero[index] else "the gradient is zero"
 
-    return [reason(index) for index in range(len(sequences))]
+    return [reason(index) for index in range(len(found))]
 
 
 def _document_table(

@@ -23,9 +23,10 @@ from trackstar.tasks.index.candidates import Candidates
 from trackstar.tasks.index.withdrawals import read_tombstones
 from trackstar.tasks.methods.settings import InfluenceConfig
 from trackstar.tasks.models.checkpoint import context_tokens, load_model, load_tokenizer
+from trackstar.tasks.models.document_tokens import kept_tokens
 from trackstar.tasks.models.engine import EngineSpec, model_blocks
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
-from trackstar.tasks.numerics.batching import Window, batches, pad, windows
+from trackstar.tasks.models.tokens import tokenize_queries
+from trackstar.tasks.numerics.batching import Targets, Window, batches, pad, windows
 from trackstar.tasks.numerics.influence import Batch, CurvedLoss, Product, conjugate_gradients, mean_eigenvalue
 from trackstar.tasks.numerics.kronecker import Eigenbasis, KroneckerPreconditioner, eigenbases
 from trackstar.tasks.runtime.progress import progress
@@ -116,8 +117,9 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss, l
     tokenizer = load_tokenizer(request.engine.checkpoint, settings)
     withdrawn = read_tombstones(request.tombstones, request.index)["id"].implode()
     tables = [read_table(shard.path(request.index), DOCUMENTS) for shard in request.documents]
-    texts = [text for table in tables for text in table.filter(~pl.col("id").is_in(withdrawn))["text"]]
-    sequences = tokenize_documents(tokenizer, texts)
+    live = pl.concat(tables, how="diagonal").filter(~pl.col("id").is_in(withdrawn))
+    found = kept_tokens(tokenizer, live)
+    sequences, targets = [row.ids for row in found], [row.targets for row in found]
     query_tokens = tokenize_queries(tokenizer, request.queries)
     model = load_model(request.engine.checkpoint, settings)
     model.set_attn_implementation("eager")  # fused kernels have no forward-mode derivative
@@ -125,16 +127,14 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss, l
     loss = CurvedLoss(model, [matrix.name for matrix in matrices])
     _require_affordable(loss.num_parameters, sum(map(len, sequences)), len(query_tokens))
     cut = windows([len(sequence) for sequence in sequences], context=context_tokens(model, settings))
-    documents = [
-        (batch, _tensors(batch, sequences, [1] * len(sequences))) for batch in batches(cut, token_budget=TOKENS_AT_ONCE)
-    ]
+    documents = [(batch, _tensors(batch, sequences, targets)) for batch in batches(cut, token_budget=TOKENS_AT_ONCE)]
     rows = [Window(row, 0, len(item.ids)) for row, item in enumerate(query_tokens)]
     query_batch = _tensors(rows, [item.ids for item in query_tokens], [item.completion_start for item in query_tokens])
     bases = eigenbases(model, matrices, (batch for _, batch in unless_stopped(documents)))
     return documents, query_batch, loss, bases
 
 
-def _tensors(batch: Sequence[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[int]) -> Batch:
+def _tensors(batch: Sequence[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[Targets]) -> Batch:
     tokens, chosen = pad(batch, sequences, first_targets)
     return torch.from_numpy(tokens), torch.from_numpy(chosen)
 

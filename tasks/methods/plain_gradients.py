@@ -22,8 +22,8 @@ from trackstar.tasks.index.curvature import AutocorrelationRequest, write_autoco
 from trackstar.tasks.index.norms import NormWriter
 from trackstar.tasks.index.shards import batch_documents
 from trackstar.tasks.models.checkpoint import Checkpoint
+from trackstar.tasks.models.document_tokens import kept_tokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.runtime.progress import progress
 from trackstar.tasks.runtime.stage import StageRequest, gather, stage
 
@@ -92,8 +92,9 @@ def write_plain_shard(request: PlainShardRequest, draft: Draft) -> None:
 
 
 def _gradients(engine: Engine, documents: pl.DataFrame) -> dict[str, ndarray]:
-    sequences = tokenize_documents(engine.tokenizer, documents["text"].to_list())
-    _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+    found = kept_tokens(engine.tokenizer, documents)
+    sequences = [row.ids for row in found]
+    _, vectors = engine.gradients(sequences, first_targets=[row.targets for row in found])
     _require_usable(documents["id"], sequences, vectors)
     return vectors
 

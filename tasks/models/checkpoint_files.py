@@ -66,7 +66,10 @@ def model_files(path: str, *, trust_remote_code: bool = False) -> list[str]:
             "model and save that, or move the adapter's files away to trace the base model"
         )
     if not (directory / "config.json").is_file():
-        raise InputError(f"{path} holds no config.json; give the directory of a Hugging Face checkpoint")
+        saved = [child for child in directory.glob("checkpoint-*") if child.name.removeprefix("checkpoint-").isdigit()]
+        newest = max(saved, key=lambda child: int(child.name.removeprefix("checkpoint-")), default=None)
+        cure = f"its newest checkpoint is {newest}, give that" if newest else "give the directory of a checkpoint"
+        raise InputError(f"{path} holds no config.json; {cure}")
     found = {file.name for pattern in MODEL_FILES for file in directory.glob(pattern)} - set(OPTIMIZER_FILES)
     names = sorted(name for name in found if not name.startswith("."))  # ._model.safetensors is the Finder's
     if not any(name.endswith((".safetensors", ".bin")) for name in names):

@@ -20,7 +20,7 @@ from trackstar.storage.matrices import read_tensors
 from trackstar.tasks.models.checkpoint import context_tokens, device, load_model, load_tokenizer
 from trackstar.tasks.models.settings import EngineSpec, GradientConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix, assign_blocks, find_weight_matrices
-from trackstar.tasks.numerics.batching import Window, batches, pad, windows
+from trackstar.tasks.numerics.batching import Targets, Window, batches, has_target, pad, windows
 from trackstar.tasks.numerics.corrections import from_tensors
 from trackstar.tasks.numerics.corrections.correction import Correction, ElementwiseCorrection, Floors
 from trackstar.tasks.numerics.corrections.none import Uncorrected
@@ -48,14 +48,15 @@ class Engine:
         self,
         sequences: Sequence[Sequence[int]],
         *,
-        first_targets: Sequence[int],
+        first_targets: Sequence[Targets],
         advance: Callable[[int], None] = lambda count: None,
     ) -> tuple[ndarray, dict[str, ndarray]]:
         """The summed loss of each sequence [n] and its vector in each block [n d]; a long one is a sum over windows.
 
         Args:
             sequences: Token ids.
-            first_targets: Per sequence, index of the first token whose loss counts; all later ones count too.
+            first_targets: Per sequence, index of the first token whose loss counts, all later ones counting too, or a
+                mask of those that count.
             advance: Told how many tokens each batch took.
         """
         losses = torch.zeros(len(sequences), dtype=torch.float64)
@@ -63,7 +64,7 @@ class Engine:
         cut = [
             window
             for window in windows([len(sequence) for sequence in sequences], context=self.context)
-            if window.stop > first_targets[window.document]  # a window of the prompt alone has no loss
+            if has_target(window, first_targets[window.document])  # a window of the prompt alone has no loss
         ]
         with self._gradients:
             for batch in batches(cut, token_budget=self._spec.model.token_budget):
@@ -77,7 +78,7 @@ class Engine:
         return losses.numpy(), {name: values.numpy() for name, values in vectors.items()}
 
     def _run(
-        self, batch: list[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[int]
+        self, batch: list[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[Targets]
     ) -> Iterator[tuple[list[Window], Tensor, dict[str, Tensor]]]:
         """Run a batch; one that does not fit in memory is run in halves."""
         tokens, chosen = (torch.from_numpy(array) for array in pad(batch, sequences, first_targets))

@@ -59,7 +59,7 @@ def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> QueryTok
 
 def tokenize_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]) -> list[QueryTokens]:
     """``tokenize_query`` of each."""
-    bare = _without_post_processor(tokenizer)
+    bare = without_post_processor(tokenizer)
     return [_tokenize(tokenizer, bare, query) for query in queries]
 
 
@@ -111,7 +111,7 @@ def _spelled(special: Set[str], text: str, ids: Sequence[int], held: Sequence[_H
             yield SpecialToken(token.text, is_repeated=is_first and ids[token.place] in ids[: token.place])
 
 
-def _without_post_processor(tokenizer: PreTrainedTokenizerBase) -> _Bare:
+def without_post_processor(tokenizer: PreTrainedTokenizerBase) -> _Bare:
     """It shares model, normalizer and pre-tokenizer, which takes no time however large they are."""
     backend = tokenizer.backend_tokenizer
     bare = Tokenizer(backend.model)

@@ -52,21 +52,33 @@ def batches(cut: Sequence[Window], *, token_budget: int) -> Iterator[list[Window
         start += size
 
 
+Targets = int | Bool[ndarray, " _"]  # index of the first token whose loss counts, or which tokens' losses count
+
+
+def has_target(window: Window, targets: Targets) -> bool:
+    """Whether the loss of any token of a window counts."""
+    if isinstance(targets, ndarray):
+        return bool(targets[window.start + 1 : window.stop].any())
+    return window.stop > targets
+
+
 def pad(
-    batch: Sequence[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[int]
+    batch: Sequence[Window], sequences: Sequence[Sequence[int]], first_targets: Sequence[Targets]
 ) -> tuple[Int[ndarray, "b t"], Bool[ndarray, "b t"]]:
     """Return token ids, padded on the right with 0, and which tokens' losses count.
 
     Args:
         batch: Windows of the sequences.
         sequences: Token ids of whole documents.
-        first_targets: Per document, index of the first token whose loss counts; all later ones count too, but for
-            the first of a window, which is predicted from nothing there.
+        first_targets: Per document, index of the first token whose loss counts, all later ones counting too, or a mask
+            of those that count; but for the first of a window, which is predicted from nothing there.
     """
     longest = max(window.num_tokens for window in batch)
     tokens = np.zeros((len(batch), longest), dtype=np.int64)
     chosen = np.zeros((len(batch), longest), dtype=bool)
     for row, (document, start, stop) in enumerate(batch):
         tokens[row, : stop - start] = sequences[document][start:stop]
-        chosen[row, 1 : stop - start] = np.arange(start + 1, stop) >= first_targets[document]
+        targets = first_targets[document]
+        is_mask = isinstance(targets, ndarray)
+        chosen[row, 1 : stop - start] = targets[start + 1 : stop] if is_mask else np.arange(start + 1, stop) >= targets
     return tokens, chosen

@@ -9,8 +9,8 @@ from trackstar.storage.gradients import GradientReader
 from trackstar.storage.layout import DOCUMENTS
 from trackstar.storage.tables import read_table
 from trackstar.tasks.index.contents import Index
+from trackstar.tasks.models.document_tokens import kept_tokens
 from trackstar.tasks.models.engine import open_engine
-from trackstar.tasks.models.tokens import tokenize_documents
 
 SAMPLE = 4  # documents
 
@@ -18,12 +18,12 @@ SAMPLE = 4  # documents
 def stored_agreement(index: Index) -> float:
     """Return the lowest cosine of a stored encoding with the gradient it is of, over the first documents."""
     shard = next(shard for shard in index.shards if shard.facts["num_documents"]).path(str(index.path))
-    texts = read_table(shard, DOCUMENTS)["text"].head(SAMPLE).to_list()
+    table = read_table(shard, DOCUMENTS).head(SAMPLE)
     with open_engine(index.engine) as engine:
-        sequences = tokenize_documents(engine.tokenizer, texts)
-        _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+        documents = kept_tokens(engine.tokenizer, table)
+        _, vectors = engine.gradients([row.ids for row in documents], first_targets=[row.targets for row in documents])
     reader = GradientReader(shard)
-    return float(cosines({name: reader.rows(name, 0, len(texts)) for name in vectors}, vectors).min())
+    return float(cosines({name: reader.rows(name, 0, len(documents)) for name in vectors}, vectors).min())
 
 
 def cosines(stored: Mapping[str, ndarray], computed: Mapping[str, ndarray]) -> ndarray:

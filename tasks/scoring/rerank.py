@@ -19,10 +19,11 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.queries import Query, asked
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
-from trackstar.tasks.index.contents import Index, shard_texts
+from trackstar.tasks.index.contents import Index, shard_documents
 from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.models.document_tokens import DocumentTokens, kept_tokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, open_engine
-from trackstar.tasks.models.tokens import tokenize_documents, tokenize_queries
+from trackstar.tasks.models.tokens import tokenize_queries
 from trackstar.tasks.numerics.whole_scores import Products, inner_products, whole_influences
 from trackstar.tasks.runtime.costs import seconds
 from trackstar.tasks.runtime.progress import progress
@@ -92,12 +93,13 @@ def rerank(index: Index, queries: Sequence[Query], ranking: Artifact, config: Sc
 def rerank_candidates(request: RerankRequest, draft: Draft) -> None:
     """Write the best and the worst by whole gradients among the candidates of a ranking."""
     ranking = read_table(request.ranking.path(request.index), RANKING)
-    texts = shard_texts(request.shard_paths, set(ranking["candidate_id"].unique()))
+    table = shard_documents(request.shard_paths, ranking["candidate_id"].unique(maintain_order=True).to_list())
+    ids = table["id"].to_list()
     with (
         open_engine(request.whole_engine) as engine,
-        progress(request.label, total=len(texts), unit="documents") as advance,
+        progress(request.label, total=len(ids), unit="documents") as advance,
     ):
-        blocks = whole_products(engine, request.queries, list(texts.values()), advance)
+        blocks = whole_products(engine, request.queries, kept_tokens(engine.tokenizer, table), advance)
         dims = list(engine.block_dims.values())
     weights: dict[str, float] = request.ranking.facts["mixing_weights"]
     is_whitened = request.config.whitening != "none"
@@ -105,14 +107,14 @@ def rerank_candidates(request: RerankRequest, draft: Draft) -> None:
     scores = whole_influences(
         blocks, squares, mixing_weights=list(weights.values()), unit_norm=request.config.unit_norm
     )
-    table = _scored(ranking, scores, list(weights), [query.id for query in request.queries], list(texts))
+    table = _scored(ranking, scores, list(weights), [query.id for query in request.queries], ids)
     reranked = _reranked(table)
     write_table(draft.path / RANKING, reranked.filter(pl.col("rank") <= request.config.top_k).select(ranking.columns))
     draft.facts |= {
         **request.ranking.facts,
         "rerank": {
             "num_candidates": request.config.rerank,
-            "num_documents": len(texts),
+            "num_documents": len(ids),
             "R": "(1-λ) s I + λ R_eval, s of the candidates" if is_whitened else "none",
             **_moved(reranked, method=next(iter(weights)), top_k=request.config.top_k),
         },
@@ -120,14 +122,13 @@ def rerank_candidates(request: RerankRequest, draft: Draft) -> None:
 
 
 def whole_products(
-    engine: Engine, queries: Sequence[Query], texts: Sequence[str], advance: Any = lambda count: None
+    engine: Engine, queries: Sequence[Query], documents: Sequence[DocumentTokens], advance: Any = lambda count: None
 ) -> list[Products]:
     """Inner products of the whole gradients of queries and documents, block by block."""
     tokens = tokenize_queries(engine.tokenizer, queries)
     of_queries = ([item.ids for item in tokens], [item.completion_start for item in tokens])
-    sequences = tokenize_documents(engine.tokenizer, texts)
-    of_documents = (sequences, [1] * len(sequences))
-    num_queries, num_documents = len(queries), len(texts)
+    of_documents = ([row.ids for row in documents], [row.targets for row in documents])
+    num_queries, num_documents = len(queries), len(documents)
     found = {
         block: Products(np.empty((num_queries,) * 2), np.empty((num_documents, num_queries)), np.empty(num_documents))
         for block in engine.block_dims

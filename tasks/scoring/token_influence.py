@@ -17,8 +17,9 @@ from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays
 from trackstar.storage.results import PROPONENT
 from trackstar.storage.tables import read_table, write_table
-from trackstar.tasks.index.contents import Index, shard_texts
+from trackstar.tasks.index.contents import Index, shard_documents
 from trackstar.tasks.index.curvature import IndexedShards
+from trackstar.tasks.models.document_tokens import DocumentTokens, kept_tokens, offsets
 from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, open_engine
 from trackstar.tasks.numerics.batching import batches, pad, windows
 from trackstar.tasks.numerics.curvature import squared_norms, whiten
@@ -98,14 +99,12 @@ def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     ranking = read_table(request.ranking.path(request.index), RANKING).filter(pl.col("method") == method)
     wanted = ranking.filter((pl.col("kind") == PROPONENT) & (pl.col("rank") <= request.config.num_proponents))
     queries_of = dict(wanted.group_by("candidate_id", maintain_order=True).agg("query_id").iter_rows())
-    texts = shard_texts(request.shard_paths, set(queries_of))
+    documents = shard_documents(request.shard_paths, list(queries_of))
     with open_engine(request.engine) as engine:
-        encoded = engine.tokenizer(
-            [texts[name] for name in queries_of], return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        readouts = _readouts(request, engine, encoded["input_ids"])
+        found = kept_tokens(engine.tokenizer, documents)
+        readouts = _readouts(request, engine, found)
         with progress(request.label, total=len(queries_of), unit="documents") as advance:
-            tables = _tables(request, engine, queries_of, encoded, readouts, advance)
+            tables = _tables(request, engine, queries_of, found, readouts, advance)
     table = pl.concat([pl.DataFrame(schema=SCHEMA), *tables])
     write_table(draft.path / TOKEN_INFLUENCE, table)
     draft.facts |= {
@@ -116,14 +115,14 @@ def read_tokens(request: TokenInfluenceRequest, draft: Draft) -> None:
     }
 
 
-def _readouts(request: TokenInfluenceRequest, engine: Engine, sequences: Sequence[Sequence[int]]) -> _Readouts:
+def _readouts(request: TokenInfluenceRequest, engine: Engine, found: Sequence[DocumentTokens]) -> _Readouts:
     """Every query's w in every block, and ‖G_m‖ ‖G_q‖ of every pair; 1 where scores are not normalised."""
     query_vectors = read_arrays(request.queries.path(request.index), QUERY_VECTORS)
-    _, vectors = engine.gradients(sequences, first_targets=[1] * len(sequences))
+    _, vectors = engine.gradients([row.ids for row in found], first_targets=[row.targets for row in found])
     facts = request.ranking.facts
     weight, whitening = facts["mixing_weight"], TrainWhitening.of_ranking(facts, request.index)
     num_queries = request.queries.facts["num_queries"]
-    blocks, m_norms, q_norms = {}, np.zeros(len(sequences)), np.zeros(num_queries)
+    blocks, m_norms, q_norms = {}, np.zeros(len(found)), np.zeros(num_queries)
     for block, phi in vectors.items():
         C = whitening.factor(block)
         basis = query_basis(C, query_vectors[block])
@@ -139,25 +138,26 @@ def _tables(
     request: TokenInfluenceRequest,
     engine: Engine,
     queries_of: Mapping[str, Sequence[str]],
-    encoded: Mapping[str, Any],
+    found: Sequence[DocumentTokens],
     readouts: _Readouts,
     advance: Any,
 ) -> list[pl.DataFrame]:
     query_ids = read_table(request.queries.path(request.index), QUERIES)["query_id"].to_list()
     number = {query_id: row for row, query_id in enumerate(query_ids)}
     asked = [[number[query_id] for query_id in of_document] for of_document in queries_of.values()]
-    predicted = _predicted_shares(request, engine, encoded["input_ids"], asked, readouts)
+    predicted = _predicted_shares(request, engine, found, asked, readouts)
     reader = TokenInfluence(engine.model, block_projections(engine.model, request.engine, device=engine.device))
     tables = []
     with reader:
-        for row, (candidate_id, ids) in enumerate(zip(queries_of, encoded["input_ids"], strict=True)):
+        for row, (candidate_id, document) in enumerate(zip(queries_of, found, strict=True)):
             of_queries = {name: torch.from_numpy(values[asked[row]]) for name, values in readouts.blocks.items()}
-            shares = _document_shares(reader, engine, ids, of_queries, request.engine)
+            shares = _document_shares(reader, engine, document, of_queries, request.engine)
+            places = offsets(engine.tokenizer, document)
             tables += [
                 _table(
                     query_ids[query],
                     candidate_id,
-                    encoded["offset_mapping"][row],
+                    places,
                     [predicted[row, query], column / readouts.norms[row, query]],
                 )
                 for query, column in zip(asked[row], shares.T, strict=True)
@@ -169,7 +169,7 @@ def _tables(
 def _predicted_shares(
     request: TokenInfluenceRequest,
     engine: Engine,
-    sequences: Sequence[Sequence[int]],
+    documents: Sequence[DocumentTokens],
     asked: Sequence[Sequence[int]],
     readouts: _Readouts,
 ) -> dict[tuple[int, int], ndarray]:
@@ -180,7 +180,7 @@ def _predicted_shares(
         shares = sequence_shares(
             reader,
             engine,
-            [sequences[row] for row in rows],
+            [documents[row] for row in rows],
             {block: values[query] for block, values in readouts.blocks.items()},
             token_budget=request.engine.model.token_budget,
         )
@@ -191,15 +191,17 @@ def _predicted_shares(
 def _document_shares(
     reader: TokenInfluence,
     engine: Engine,
-    ids: Sequence[int],
+    document: DocumentTokens,
     readouts: Mapping[str, torch.Tensor],
     spec: EngineSpec,
 ) -> ndarray:
     """[t q] of a document of any length; the token that two windows share has a part in both."""
     num_queries = len(next(iter(readouts.values())))
-    shares = np.zeros((len(ids), num_queries))
-    for batch in batches(windows([len(ids)], context=engine.context), token_budget=spec.model.token_budget):
-        tokens, targets = (torch.from_numpy(array).to(engine.device) for array in pad(batch, [ids], [1]))
+    shares = np.zeros((len(document.ids), num_queries))
+    for batch in batches(windows([len(document.ids)], context=engine.context), token_budget=spec.model.token_budget):
+        tokens, targets = (
+            torch.from_numpy(array).to(engine.device) for array in pad(batch, [document.ids], [document.targets])
+        )
         for window, found in zip(batch, reader(tokens, targets, readouts).cpu().numpy(), strict=True):
             shares[window.start : window.stop] += found[: window.num_tokens]
     return shares

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
+from trackstar.tasks.models.document_tokens import DocumentTokens
 from trackstar.tasks.models.engine import Engine, EngineSpec, block_projections, model_blocks
 from trackstar.tasks.numerics.batching import batches, pad, windows
 from trackstar.tasks.numerics.predicted_tokens import PredictedTokens
@@ -22,41 +23,43 @@ def predicted_tokens(engine: Engine, spec: EngineSpec) -> PredictedTokens:
 def sequence_shares(
     reader: PredictedTokens,
     engine: Engine,
-    sequences: Sequence[Sequence[int]],
+    documents: Sequence[DocumentTokens],
     readout: Mapping[str, ndarray],
     *,
     token_budget: int,
 ) -> list[ndarray]:
-    """The share of every token of some documents of any length; that of the first, never predicted, is 0."""
+    """The share of every token of some documents of any length; that of one whose loss does not count is 0."""
     try:
-        return _forward_shares(reader, engine, sequences, readout, token_budget)
+        return _forward_shares(reader, engine, documents, readout, token_budget)
     except NotImplementedError:  # the model has an operation without a forward-mode derivative, as BLOOM's GELU
-        return [_separate_shares(engine, ids, readout) for ids in sequences]
+        return [_separate_shares(engine, document, readout) for document in documents]
 
 
 def _forward_shares(
     reader: PredictedTokens,
     engine: Engine,
-    sequences: Sequence[Sequence[int]],
+    documents: Sequence[DocumentTokens],
     readout: Mapping[str, ndarray],
     token_budget: int,
 ) -> list[ndarray]:
     w = {block: torch.from_numpy(values).to(engine.device) for block, values in readout.items()}
+    sequences, targets = [document.ids for document in documents], [document.targets for document in documents]
     shares = [np.zeros(len(ids)) for ids in sequences]
-    first_targets = [1] * len(sequences)  # the first token is predicted from nothing
     cut = windows([len(ids) for ids in sequences], context=engine.context)
     for batch in batches(cut, token_budget=token_budget):
-        tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, first_targets))
+        tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, targets))
         for window, found in zip(batch, reader(tokens, chosen, w).cpu().numpy(), strict=True):
             shares[window.document][window.start : window.stop] += found[: window.num_tokens]
     return shares
 
 
-def _separate_shares(engine: Engine, ids: Sequence[int], readout: Mapping[str, ndarray]) -> ndarray:
+def _separate_shares(engine: Engine, document: DocumentTokens, readout: Mapping[str, ndarray]) -> ndarray:
     """The same from a gradient for each token: of the text up to it, with its loss alone."""
+    ids, targets = document.ids, document.targets
     shares = np.zeros(len(ids))
-    for start in range(1, len(ids), SEPARATE_AT_ONCE):
-        places = range(start, min(start + SEPARATE_AT_ONCE, len(ids)))
-        _, vectors = engine.gradients([ids[: place + 1] for place in places], first_targets=list(places))
-        shares[places.start : places.stop] = sum(rows @ readout[block] for block, rows in vectors.items())
+    counted = np.flatnonzero(targets[1:]) + 1 if isinstance(targets, ndarray) else np.arange(targets, len(ids))
+    for start in range(0, len(counted), SEPARATE_AT_ONCE):
+        places = counted[start : start + SEPARATE_AT_ONCE].tolist()
+        _, vectors = engine.gradients([ids[: place + 1] for place in places], first_targets=places)
+        shares[places] = sum(rows @ readout[block] for block, rows in vectors.items())
     return shares

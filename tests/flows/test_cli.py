@@ -145,6 +145,7 @@ def test_a_session_from_checkpoint_to_report(trackstar, llama, corpus, queries, 
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "proponents.parquet",
+        "proponents.csv",
         "proponents.jsonl",
         "run.json",
         "metrics.json",

@@ -148,3 +148,10 @@ def test_every_file_that_loading_opens_is_part_of_the_identity(which, request, t
     assert "config.json" in opened
     assert opened <= set(model_files(str(directory), trust_remote_code=True)) | NO_GRADIENT
     assert torch.is_grad_enabled()
+
+
+def test_a_trainers_output_directory_is_refused_with_its_newest_checkpoint(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-100", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=r"its newest checkpoint is .*checkpoint-100, give that"):
+        read_checkpoint(str(tmp_path))

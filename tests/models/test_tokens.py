@@ -210,7 +210,7 @@ def test_a_completion_whose_characters_are_in_no_token_is_refused(completion):
 def test_a_tokenizer_that_reads_a_text_otherwise_than_its_parts_is_refused(monkeypatch):
     tokenizer, other = TOKENIZERS["BERT"], Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
     other.pre_tokenizer = WhitespaceSplit()
-    monkeypatch.setattr("trackstar.tasks.models.tokens._without_post_processor", lambda _: _Bare(other, frozenset()))
+    monkeypatch.setattr("trackstar.tasks.models.tokens.without_post_processor", lambda _: _Bare(other, frozenset()))
     with pytest.raises(InputError, match="query 'q' otherwise than its tokenizer"):
         tokenize_query(tokenizer, asked("The capital is", " Lima"))
 

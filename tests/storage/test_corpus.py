@@ -17,6 +17,7 @@ from trackstar.storage import corpus, documents, json_lines
 from trackstar.storage.corpus import corpus_files, plan_shards, read_documents
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
+from trackstar.storage.reading import Reading
 
 RNG = random.Random(0)
 ROWS = [{"id": f"d{i}", "text": f"document {i} " + "λ" * RNG.randint(0, 50)} for i in range(57)]
@@ -265,10 +266,10 @@ def test_long_documents_end_a_batch_early(tmp_path, monkeypatch):
 
 def test_columns_go_by_the_names_given_and_extra_ones_come_as_strings(tmp_path):
     rows = [{"key": 3, "body": "a", "title": "T", "tags": ["λ", 1]}, {"body": "b", "title": None, "text": "ignored"}]
-    columns = {"text_column": "body", "id_column": "key", "extra_columns": ["title", "tags"]}
+    columns = {"reading": Reading(text_column="body"), "id_column": "key", "extra_columns": ["title", "tags"]}
     expected = [(0, "3", "a", "T", '["λ", 1]'), (1, "c.jsonl:1", "b", None, None)]
     (file,) = corpus_files([str(write_lines(tmp_path / "c.jsonl", as_lines(rows)))])
-    (shard,) = plan_shards(file, shard_size=10, text_column="body")
+    (shard,) = plan_shards(file, shard_size=10, reading=Reading(text_column="body"))
     (batch,) = read_documents(shard, batch_size=10, **columns)
     assert batch.documents.rows() == expected
     assert batch.documents.schema == pl.Schema(
@@ -448,13 +449,13 @@ def test_a_missing_path_is_refused(tmp_path):
 
 
 def test_another_format_is_refused(tmp_path):
-    touch(tmp_path, "c.csv")
-    with pytest.raises(InputError, match=r"c\.csv is not a corpus file; expected \.jsonl"):
-        corpus_files([str(tmp_path / "c.csv")])
+    touch(tmp_path, "c.json")
+    with pytest.raises(InputError, match=r"c\.json is not a corpus file; expected \.jsonl"):
+        corpus_files([str(tmp_path / "c.json")])
 
 
 def test_a_directory_without_corpus_files_is_refused(tmp_path):
-    touch(tmp_path, "c.csv")
+    touch(tmp_path, "c.json")
     with pytest.raises(InputError, match="holds no corpus file"):
         corpus_files([str(tmp_path)])
 

@@ -1,5 +1,6 @@
 """Query files: what is accepted, and the sentence that answers what is not."""
 
+import csv
 import json
 
 import pytest
@@ -57,7 +58,6 @@ def without(key):
         (b'{"id": "q",}', "malformed JSON at column 12"),
         (b"\xff", "not UTF-8 at byte 1"),
         (["q1"], "the line is a list, not an object"),
-        (without("id"), "'id' is missing, expected a string"),
         (without("prompt"), "'prompt' is missing, expected a string"),
         (without("completion"), "'completion' is missing, expected a string"),
         ({**GOOD, "id": None}, "'id' is null, expected a string"),
@@ -130,3 +130,46 @@ def test_a_file_of_ids_that_is_missing_or_a_directory_is_refused(tmp_path):
     for path in (tmp_path / "absent.txt", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             read_ids(path)
+
+
+ASKED = [
+    {"id": "a", "prompt": "p, q", "completion": " two\nlines", "relevant_ids": ["d1"]},
+    {"prompt": "", "completion": "c"},
+]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv"])
+def test_every_kind_of_file_gives_the_same_queries(tmp_path, kind):
+    path = tmp_path / f"q.{kind}"
+    if kind == "json":
+        path.write_text(json.dumps(ASKED))
+    elif kind == "jsonl":
+        write(path, *ASKED)
+    else:
+        rows = [
+            [row.get("id", ""), row["prompt"], row["completion"], json.dumps(row.get("relevant_ids"))] for row in ASKED
+        ]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            writer.writerows([["id", "prompt", "completion", "relevant_ids"], *rows])
+    assert read_queries(path) == [
+        Query(id="a", prompt="p, q", completion=" two\nlines", relevant_ids=("d1",)),
+        Query(id=f"q.{kind}:1", prompt="", completion="c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("q.csv", "prompt,completion\na,b\na\n", r"row 2: 1 fields, and the header has 2"),
+        ("q.csv", "prompt,completion,relevant_ids\na,b,d1\n", r"row 1: relevant_ids is 'd1', not a list as JSON"),
+        ("q.tsv", "prompt\na\n", r"row 1: 'completion' is missing"),
+        ("q.json", '[{"prompt": "a", "completion": "b"}, 3]', r"row 2: it is an integer, not an object"),
+        ("q.json", "{}", "is an object, expected a list of queries"),
+        ("q.json", "{", "is no JSON"),
+    ],
+)
+def test_a_wrong_row_of_any_kind_of_file_is_named(tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=problem):
+        read_queries(tmp_path / name)

@@ -202,3 +202,16 @@ def test_an_object_store_takes_the_same_files():
     directory = UPath("memory://results/out")
     write(directory)
     assert read_proponents(directory).equals(FRAME)
+
+
+def test_the_csv_has_the_ids_of_the_table_as_text(directory):
+    write(directory)
+    read = pl.read_csv(str(directory / "proponents.csv"), infer_schema=False).cast(dict(RESULT_SCHEMA))
+    assert read.equals(FRAME.cast(dict(RESULT_SCHEMA)).select(read.columns))
+
+
+def test_the_table_becomes_a_pandas_frame_with_ids_as_text(directory):
+    pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = FRAME.cast(dict(RESULT_SCHEMA)).to_pandas()
+    assert frame["candidate_id"].map(type).eq(str).all()
