@@ -335,12 +335,16 @@ def _write_checkpoints(directory: Path, checkpoint: Path, files: dict[str, Path]
     weights = "model.safetensors"
     config = json.loads((checkpoint / "config.json").read_bytes())
     whole = (checkpoint / weights).read_bytes()
-    shards = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     faults: dict[str, dict[str, bytes | None]] = {
         "no_weights": {weights: None},
         "half_weights": {weights: whole[: len(whole) // 2]},
         "half_header": {weights: whole[:20]},
-        "lost_shard": {weights: None, "model.safetensors.index.json": json.dumps(shards).encode()},
+        "lost_shard": {
+            weights: None,
+            "model-00001-of-00002.safetensors": whole,
+            "model.safetensors.index.json": json.dumps(shards).encode(),
+        },
         "bad_bin": {weights: None, "pytorch_model.bin": b"nothing of the kind"},
         "config_no_json": {"config.json": b"{"},
         "config_a_list": {"config.json": b"[]"},
