@@ -19,7 +19,7 @@ from trackstar.storage.gradients import rows_of_a_chunk
 from trackstar.storage.layout import DOCUMENTS, location
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.shards import ShardRequest, index_shard
-from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
+from trackstar.tasks.models.engine import Engine, EngineSpec, decoder_matrices
 from trackstar.tasks.models.tokens import tokenize_documents
 from trackstar.tasks.numerics.batching import batches, pad, windows
 from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
@@ -91,7 +91,7 @@ def probe_indexing(
 def probe_estimation(engine: Engine, spec: EngineSpec, texts: Sequence[str], *, clock: Clock) -> float:
     """Seconds a token of an estimated second moment, from one batch of these documents."""
     sequences = [ids for ids in tokenize_documents(engine.tokenizer, texts) if len(ids) > 1]
-    matrices = [matrix for block in model_blocks(engine.model, spec.gradient).values() for matrix in block]
+    matrices = decoder_matrices(engine.model, spec.gradient)
     cut = windows([len(ids) for ids in sequences], context=engine.context)
     batch = next(batches(cut, token_budget=spec.model.token_budget))
     tokens, chosen = (
