@@ -21,8 +21,11 @@ from trackstar.tasks.models.settings import EngineSpec, GradientConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.corrections import from_tensors, to_tensors
 from trackstar.tasks.numerics.corrections.axes import choose_axes
+from trackstar.tasks.numerics.corrections.correction import Correction
+from trackstar.tasks.numerics.corrections.diagonal_kfac import DiagonalKroneckerTap, diagonally_decomposed
 from trackstar.tasks.numerics.corrections.ekfac import VarianceTap
-from trackstar.tasks.numerics.corrections.kfac import KFAC, KroneckerTap, decomposed, shared
+from trackstar.tasks.numerics.corrections.kfac import KroneckerTap, decomposed, shared
+from trackstar.tasks.numerics.unembedding import UNEMBEDDING
 from trackstar.tasks.runtime.stage import Stage, stage
 
 FactorLabels = Literal["sampled", "empirical"]
@@ -143,7 +146,8 @@ def write_kronecker(request: KroneckerRequest, draft: Draft) -> None:
     model = load_model(request.checkpoint, request.model)
     matrices = [matrix for block in model_blocks(model, request.gradient).values() for matrix in block]
     sample = SamplePass(request, model)
-    taps = [KroneckerTap(matrix, device=device(request.model)) for matrix in matrices]
+    kinds = {UNEMBEDDING: DiagonalKroneckerTap}
+    taps = [kinds.get(matrix.kind, KroneckerTap)(matrix, device=device(request.model)) for matrix in matrices]
 
     def before_batch(chosen: Tensor) -> None:
         for tap in taps:
@@ -234,7 +238,9 @@ def write_axes(request: AxesRequest, draft: Draft) -> None:
     }
 
 
-def _decomposed(matrices: Sequence[WeightMatrix], taps: Sequence[KroneckerTap]) -> tuple[dict[str, KFAC], list[str]]:
+def _decomposed(
+    matrices: Sequence[WeightMatrix], taps: Sequence[KroneckerTap | DiagonalKroneckerTap]
+) -> tuple[dict[str, Correction], list[str]]:
     """The factors of every matrix, and the names of the experts that took the mean of their siblings'.
 
     Raises:
@@ -251,13 +257,14 @@ def _decomposed(matrices: Sequence[WeightMatrix], taps: Sequence[KroneckerTap]) 
             factors = shared([pair for pair in siblings if pair is not None])
             without_tokens.append(matrix.name)
         try:
-            corrections[matrix.name] = decomposed(*factors)
+            decompose = diagonally_decomposed if matrix.kind == UNEMBEDDING else decomposed
+            corrections[matrix.name] = decompose(*factors)
         except ValueError as error:
             raise InputError(f"{matrix.name}: {error}") from error
     return corrections, without_tokens
 
 
-def _settling(taps: Sequence[KroneckerTap]) -> dict[str, Any]:
+def _settling(taps: Sequence[KroneckerTap | DiagonalKroneckerTap]) -> dict[str, Any]:
     """How much A and S of two halves of the sample differ, in the median matrix and in the worst one."""
     differences = [tap.differences() for tap in taps]
     known = np.array([pair for pair in differences if pair is not None])

@@ -20,7 +20,7 @@ from trackstar.storage.layout import DOCUMENTS, location
 from trackstar.tasks.index.corpus import CorpusConfig
 from trackstar.tasks.index.shards import ShardRequest, index_shard
 from trackstar.tasks.models.document_tokens import DocumentTokens
-from trackstar.tasks.models.engine import Engine, EngineSpec, model_blocks
+from trackstar.tasks.models.engine import Engine, EngineSpec, decoder_matrices
 from trackstar.tasks.numerics.batching import batches, pad, windows
 from trackstar.tasks.numerics.corrections.factored_v import estimation_taps
 from trackstar.tasks.numerics.taps import TappedModel
@@ -92,7 +92,7 @@ def probe_estimation(engine: Engine, spec: EngineSpec, found: Sequence[DocumentT
     """Seconds a token of an estimated second moment, from one batch of these documents."""
     found = [row for row in found if row.num_targets]
     sequences, targets = [row.ids for row in found], [row.targets for row in found]
-    matrices = [matrix for block in model_blocks(engine.model, spec.gradient).values() for matrix in block]
+    matrices = decoder_matrices(engine.model, spec.gradient)
     cut = windows([len(ids) for ids in sequences], context=engine.context)
     batch = next(batches(cut, token_budget=spec.model.token_budget))
     tokens, chosen = (torch.from_numpy(array).to(engine.device) for array in pad(batch, sequences, targets))

@@ -13,7 +13,7 @@ from trackstar.storage.matrices import write_tensors
 from trackstar.storage.reading import Reading
 from trackstar.tasks.index.estimation import SamplePass, SampleRequest
 from trackstar.tasks.models.checkpoint import device, load_model
-from trackstar.tasks.models.engine import model_blocks
+from trackstar.tasks.models.engine import decoder_matrices, model_blocks
 from trackstar.tasks.models.optimizer_state import read_second_moments
 from trackstar.tasks.models.settings import EngineSpec, GradientConfig, SecondMomentConfig
 from trackstar.tasks.numerics.architecture import WeightMatrix
@@ -22,6 +22,7 @@ from trackstar.tasks.numerics.corrections.correction import Correction
 from trackstar.tasks.numerics.corrections.factored_v import EstimationTap, FactoredV, estimation_taps
 from trackstar.tasks.numerics.corrections.full_v import FullV
 from trackstar.tasks.numerics.second_moment import FactoredSecondMoment, FullSecondMoment, factor
+from trackstar.tasks.numerics.unembedding import UNEMBEDDING
 from trackstar.tasks.runtime.stage import stage
 
 
@@ -39,7 +40,9 @@ class SecondMomentRequest(SampleRequest):
         return f"second moment of {self.checkpoint.name} ({self.mode})"
 
     def inputs(self) -> dict[str, Any]:
-        common = {"checkpoint": self.checkpoint.digest, "mode": self.mode}
+        is_default = self.gradient.parameters == GradientConfig.model_fields["parameters"].default
+        parameters = {} if is_default else {"parameters": self.gradient.parameters}
+        common = {"checkpoint": self.checkpoint.digest, "mode": self.mode, **parameters}
         if self.mode != "estimated":
             return {**common, "optimizer": self.checkpoint.optimizer_digest}
         return {**common, **self.sample_inputs()}
@@ -59,6 +62,12 @@ def second_moment(
     was lost is made again from the sample it was made from, as long as the corpus still begins with that sample.
     """
     mode = config.resolve(engine.checkpoint)
+    takes_unembedding = engine.gradient.correction == "v" and UNEMBEDDING in engine.gradient.parameters
+    if mode == "estimated" and takes_unembedding:
+        raise InputError(
+            "the second moment of the unembedding is read from an optimizer's state and not estimated; use "
+            "--correction kfac or none, or a checkpoint with its optimizer"
+        )
     if mode == "none":
         return None
     common = {"index": engine.index, "checkpoint": engine.checkpoint, "model": engine.model}
@@ -95,6 +104,7 @@ def write_second_moment(request: SecondMomentRequest, draft: Draft) -> None:
     model = load_model(request.checkpoint, request.model)
     matrices = [matrix for block in model_blocks(model, request.gradient).values() for matrix in block]
     if request.mode == "estimated":
+        matrices = decoder_matrices(model, request.gradient)  # of the unembedding, nobody asks for an estimate
         second_moments = _estimate(request, model, matrices)
     else:
         second_moments = _from_optimizer(request, model, matrices)

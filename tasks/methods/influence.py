@@ -24,7 +24,7 @@ from trackstar.tasks.index.withdrawals import read_tombstones
 from trackstar.tasks.methods.settings import InfluenceConfig
 from trackstar.tasks.models.checkpoint import context_tokens, load_model, load_tokenizer
 from trackstar.tasks.models.document_tokens import kept_tokens
-from trackstar.tasks.models.engine import EngineSpec, model_blocks
+from trackstar.tasks.models.engine import EngineSpec, decoder_matrices
 from trackstar.tasks.models.tokens import tokenize_queries
 from trackstar.tasks.numerics.batching import Targets, Window, batches, pad, windows
 from trackstar.tasks.numerics.influence import Batch, CurvedLoss, Product, conjugate_gradients, mean_eigenvalue
@@ -123,7 +123,7 @@ def _prepare(request: InfluenceRequest) -> tuple[Documents, Batch, CurvedLoss, l
     query_tokens = tokenize_queries(tokenizer, request.queries)
     model = load_model(request.engine.checkpoint, settings)
     model.set_attn_implementation("eager")  # fused kernels have no forward-mode derivative
-    matrices = [matrix for block in model_blocks(model, request.engine.gradient).values() for matrix in block]
+    matrices = decoder_matrices(model, request.engine.gradient)
     loss = CurvedLoss(model, [matrix.name for matrix in matrices])
     _require_affordable(loss.num_parameters, sum(map(len, sequences)), len(query_tokens))
     cut = windows([len(sequence) for sequence in sequences], context=context_tokens(model, settings))

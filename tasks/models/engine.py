@@ -26,6 +26,7 @@ from trackstar.tasks.numerics.corrections.correction import Correction, Elementw
 from trackstar.tasks.numerics.corrections.none import Uncorrected
 from trackstar.tasks.numerics.gradients import BlockProjection, GradientEngine, MatrixProjection
 from trackstar.tasks.numerics.projection import random_projection
+from trackstar.tasks.numerics.unembedding import UNEMBEDDING, find_unembedding
 from trackstar.tasks.runtime.stop import check_stop
 
 
@@ -126,23 +127,32 @@ def floors(config: GradientConfig) -> Floors:
 
 
 def model_blocks(model: nn.Module, config: GradientConfig) -> dict[str, list[WeightMatrix]]:
+    """The matrices of each block; the unembedding is one of its own, and the last."""
     try:
         matrices = [matrix for matrix in find_weight_matrices(model) if matrix.kind in config.parameters]
-        return assign_blocks(matrices, num_layer_groups=config.num_layer_blocks)
+        blocks = assign_blocks(matrices, num_layer_groups=config.num_layer_blocks)
+        own = {UNEMBEDDING: [find_unembedding(model)]} if UNEMBEDDING in config.parameters else {}
+        return {**blocks, **own}
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def decoder_matrices(model: nn.Module, config: GradientConfig) -> list[WeightMatrix]:
+    """What is stepped and solved for: the matrices of the decoder layers, all where only the unembedding is taken."""
+    kinds = tuple(kind for kind in config.parameters if kind != UNEMBEDDING) or ("attention", "mlp")
+    blocks = model_blocks(model, config.model_copy(update={"parameters": kinds}))
+    return [matrix for matrices in blocks.values() for matrix in matrices]
 
 
 def dense_scales(model: nn.Module, spec: EngineSpec, *, device: torch.device) -> dict[str, Tensor]:
     """1/√V by parameter name, in the parameter's own orientation; 1 where there is no V."""
     second_moments = read_corrections(spec, [spec.second_moment] if spec.second_moment else [])
     scales: dict[str, Tensor] = {}
-    for matrices in model_blocks(model, spec.gradient).values():
-        for matrix in matrices:
-            if matrix.parameter not in scales:
-                scales[matrix.parameter] = torch.empty(model.get_parameter(matrix.parameter).shape, device=device)
-            V: ElementwiseCorrection = second_moments.get(matrix.name) or Uncorrected(matrix.shape)
-            matrix.part_of(scales[matrix.parameter]).copy_(V.scale(floors=floors(spec.gradient)))
+    for matrix in decoder_matrices(model, spec.gradient):
+        if matrix.parameter not in scales:
+            scales[matrix.parameter] = torch.empty(model.get_parameter(matrix.parameter).shape, device=device)
+        V: ElementwiseCorrection = second_moments.get(matrix.name) or Uncorrected(matrix.shape)
+        matrix.part_of(scales[matrix.parameter]).copy_(V.scale(floors=floors(spec.gradient)))
     return scales
 
 

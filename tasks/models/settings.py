@@ -46,8 +46,11 @@ class GradientConfig(Settings):
         gt=0,
         description="Added to each Kronecker factor, relative to its mean eigenvalue; kfac and ekfac only.",
     )
-    parameters: tuple[Literal["attention", "mlp"], ...] = Field(
-        ("attention", "mlp"), min_length=1, description="Which weight matrices of the decoder layers."
+    parameters: tuple[Literal["attention", "mlp", "unembedding"], ...] = Field(
+        ("attention", "mlp"),
+        min_length=1,
+        description="Which weight matrices: attention and mlp of the decoder layers, and the unembedding, whose output "
+        "use alone is taken where it is tied.",
     )
     projection: Literal["two_sided", "axes", "none"] = Field(
         "two_sided",
@@ -88,10 +91,20 @@ class GradientConfig(Settings):
                 f"projection rows are {self.projection_rows} and the projection is {self.projection}, which has no "
                 "rows; leave out --projection-rows, or use --projection two_sided"
             )
+        if "unembedding" in self.parameters:
+            self._check_unembedding()
         if not self.has_kronecker_factors and self.factor_damping != DEFAULT_FACTOR_DAMPING:
             raise InputError(
                 f"the factor damping is {self.factor_damping:g} and the correction is {self.correction}, which has no "
                 "Kronecker factors; leave out --factor-damping, or use --correction kfac"
+            )
+
+    def _check_unembedding(self) -> None:
+        if self.correction == "ekfac" or self.projection != "two_sided":
+            raise InputError(
+                f"the unembedding is asked for beside the correction {self.correction} and the projection "
+                f"{self.projection}, which would take its gradient whole, a row a token of the vocabulary; use "
+                "--correction kfac, v or none with --projection two_sided"
             )
 
     def _check_axes(self) -> None:
@@ -107,6 +120,16 @@ class GradientConfig(Settings):
                     f"{option} is {getattr(self, name)} and the projection is axes, whose number --num-axes says and "
                     f"which no matrices share; leave out {option}"
                 )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _refuse_embedding(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and "embedding" in value:
+            raise ValueError(
+                "gradients of the input embedding are not taken, having other rows for every document; leave embedding "
+                "out, or take unembedding"
+            )
+        return value
 
     @field_validator("parameters")
     @classmethod

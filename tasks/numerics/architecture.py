@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from trackstar.tasks.numerics.experts import fused_experts
 from trackstar.tasks.numerics.linear_maps import is_linear_map, oriented_weight
 
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "unembedding"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class WeightMatrix:
             ``model.layers.0.mlp.experts.down_proj.3``.
         module: Path of the module that is the linear map; of an expert, which is none, its name.
         kind: The half of the layer it belongs to.
-        layer: Index of its decoder layer.
+        layer: Index of its decoder layer; -1 for the unembedding, which is in none.
         shape: (m, n) = (outputs, inputs), whatever the storage orientation.
         transposed: Whether the parameter is stored [in out], as in GPT-2's Conv1D.
         expert: Which slice of its parameter it is, where experts are fused.

@@ -150,6 +150,16 @@ class _GradientTap:
         else:
             self._receive_formed(kept, output_gradients)
 
+    def receive_tokens(
+        self, states: Float[Tensor, "T n"], delta: Float[Tensor, "T m"], places: Int[Tensor, "T 2"]
+    ) -> None:
+        """Take some tokens of the head, row by row: its outputs are too many to be held for a whole batch."""
+        whole = self.target
+        for row in places[:, 0].unique().tolist():
+            own, self.target = places[:, 0] == row, whole[row : row + 1]
+            self.receive(self.keep(states[own][None]), delta[own][None])
+        self.target = whole
+
     def _receive_axes(self, right: Float[Tensor, "b t q"], left: Float[Tensor, "b t p"]) -> None:
         """Form L G Rᵀ [p q] of as many examples at a time as the memory bound allows, and read off the axes."""
         size = max(1, FORMED_GRADIENT_BYTES // (4 * left.shape[-1] * right.shape[-1]))

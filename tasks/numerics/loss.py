@@ -6,7 +6,7 @@ Loss = Σ_t −log softmax(z_t)[token_{t+1}]   over the chosen tokens: a sum, ne
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,16 @@ PROBE_LENGTH = 4
 PROBE_TOLERANCE = 1e-3
 
 
+@runtime_checkable
+class HeadTap(Protocol):
+    """Takes what goes into the head and the gradient at what comes out, a chunk of tokens at a time."""
+
+    def receive_tokens(
+        self, states: Float[Tensor, "T h"], delta: Float[Tensor, "T v"], places: Int[Tensor, "T 2"]
+    ) -> None:
+        """Called in the backward pass; a place is a row and the position whose state it is."""
+
+
 class TokenLoss:
     """``−log p`` of chosen tokens, back-propagated to the hidden states chunk by chunk.
 
@@ -29,8 +39,8 @@ class TokenLoss:
     pass gives the logits, at the price of holding all of them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, *, head_tap: HeadTap | None = None) -> None:
+        self._model, self._head_tap = model, head_tap
         self._head = model.get_output_embeddings()
         self._soft_cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.is_chunked = self._head is not None and self._head_alone_gives_logits()
@@ -54,7 +64,7 @@ class TokenLoss:
             wanted = _Wanted(targets[part], places[part], labels)
             token_losses, gradient[part] = self._loss_and_gradient(states[part].detach(), wanted)
             losses.index_add_(0, places[part, 0], token_losses.double())
-        if len(states):
+        if len(states) and states.requires_grad:
             states.backward(gradient)
         return losses
 
@@ -107,7 +117,13 @@ class TokenLoss:
         leaf = states.requires_grad_()
         logits = self._logits(leaf)
         losses, gradient = token_losses(logits.detach(), wanted(logits.detach()))
+        if self._head_tap is not None:
+            self._head_tap.receive_tokens(states.detach(), self._at_head(gradient, logits.detach()), wanted.origins)
         return losses, torch.autograd.grad(logits, leaf, gradient.to(logits.dtype))[0]
+
+    def _at_head(self, gradient: Float[Tensor, "T v"], logits: Float[Tensor, "T v"]) -> Float[Tensor, "T v"]:
+        """The gradient before the soft cap c: of c tanh(z / c) by z, 1 − (logit / c)²."""
+        return gradient if self._soft_cap is None else gradient * (1 - (logits / self._soft_cap) ** 2)
 
     def _chunks(self, states: Tensor) -> Iterator[slice]:
         size = max(1, LOGITS_CHUNK_BYTES // (4 * self._model.config.get_text_config().vocab_size))
@@ -138,6 +154,11 @@ class _Wanted(NamedTuple):
     targets: Tensor
     places: Tensor
     labels: Labels | None
+
+    @property
+    def origins(self) -> Tensor:
+        """Row and position of the states: each predicts the next token."""
+        return self.places - torch.tensor([0, 1], device=self.places.device)
 
     def __call__(self, logits: Tensor) -> Tensor:
         return self.targets if self.labels is None else self.labels(logits, self.places)

@@ -4,7 +4,8 @@
     G = Σ_t δ_t x_tᵀ                                    what the weight gradient of one example would be
 
 No parameter requires a gradient, so the backward pass computes activation gradients only, and none before the first
-tapped layer's output, where the graph starts. Experts have no module of their own: theirs run one after another while
+tapped layer's output, where the graph starts. The head is no layer: the loss
+calls it, and hands over its part. Experts have no module of their own: theirs run one after another while
 they are tapped (experts.py).
 """
 
@@ -34,14 +35,18 @@ class TappedModel:
 
     def __init__(self, model: nn.Module, taps: Sequence[Tap]) -> None:
         self._model = model.eval().requires_grad_(False)
-        paths = {path for path, _ in model.named_modules()}
-        self._taps = [tap for tap in taps if tap.module in paths]
-        self._experts = _tapped_experts(model, [tap for tap in taps if tap.module not in paths])
-        self._loss = TokenLoss(model)
+        modules = dict(model.named_modules())
+        head = [tap for tap in taps if modules.get(tap.module) is model.get_output_embeddings() is not None]
+        self._loss = TokenLoss(model, head_tap=head[0] if head else None)
+        by_hand = head if self._loss.is_chunked else []  # else it is a module like others
+        self._taps = [tap for tap in taps if tap.module in modules and tap not in by_hand]
+        self._experts = _tapped_experts(model, [tap for tap in taps if tap.module not in modules])
+        self._is_tapped = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._num_rows = 0
 
     def __enter__(self) -> "TappedModel":
+        self._is_tapped = True
         for tap in self._taps:
             module = self._model.get_submodule(tap.module)
             if type(module).forward not in (nn.Linear.forward, Conv1D.forward):
@@ -52,6 +57,7 @@ class TappedModel:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_tapped = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -62,7 +68,7 @@ class TappedModel:
         self, tokens: Int[Tensor, "b t"], chosen: Bool[Tensor, "b t"], *, labels: Labels | None = None
     ) -> Float[Tensor, " b"]:
         """Run one batch, padded on the right; return each row's loss summed over its chosen tokens, or labels there."""
-        assert self._handles, "a tapped model is used inside its context"
+        assert self._is_tapped, "a tapped model is used inside its context"
         self._num_rows = len(tokens)
         with torch.enable_grad():
             return self._loss.backward(tokens, chosen, labels=labels)

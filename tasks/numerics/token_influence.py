@@ -97,6 +97,17 @@ class _TokenTap:
         for query, readout in enumerate(self.readouts):
             self.target[..., query] += ((left @ self._matrix_readout(readout)) * right).sum(-1)
 
+    def receive_tokens(
+        self, states: Float[Tensor, "T n"], delta: Float[Tensor, "T m"], places: Int[Tensor, "T 2"]
+    ) -> None:
+        """The same of some tokens of the head."""
+        rows, positions = places.T
+        whole = self.target
+        self.target = torch.zeros(1, len(places), whole.shape[-1], dtype=whole.dtype, device=whole.device)
+        self.receive(states[None], delta[None])
+        whole[rows, positions] += self.target[0]
+        self.target = whole
+
     def _matrix_readout(self, readout: Float[Tensor, " d"]) -> Float[Tensor, "_ _"]:
         """W [k k], zero but at the axes that are kept.
 

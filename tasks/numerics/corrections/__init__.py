@@ -9,13 +9,14 @@ from torch import Tensor
 
 from trackstar.tasks.numerics.corrections.axes import Axes
 from trackstar.tasks.numerics.corrections.correction import Correction
+from trackstar.tasks.numerics.corrections.diagonal_kfac import DiagonalKFAC
 from trackstar.tasks.numerics.corrections.ekfac import EKFAC
 from trackstar.tasks.numerics.corrections.factored_v import FactoredV
 from trackstar.tasks.numerics.corrections.full_v import FullV
 from trackstar.tasks.numerics.corrections.kfac import KFAC
 from trackstar.tasks.numerics.corrections.none import Uncorrected
 
-CORRECTIONS: tuple[type[Correction], ...] = (Uncorrected, FactoredV, FullV, KFAC, EKFAC, Axes)
+CORRECTIONS: tuple[type[Correction], ...] = (Uncorrected, FactoredV, FullV, KFAC, EKFAC, Axes, DiagonalKFAC)
 
 
 def to_tensors(corrections: Mapping[str, Correction]) -> dict[str, Tensor]:

@@ -119,13 +119,13 @@ class KroneckerTap:
         if any(not 0 < half < whole for half, whole in counts):
             return None
         A, S = (
-            _difference(one, both, half / whole)
+            difference(one, both, half / whole)
             for one, both, (half, whole) in zip(first, self._probed(), counts, strict=True)
         )
         return A, S
 
     def _probed(self) -> tuple[Tensor, Tensor]:
-        return self._A @ _probes(self._A), self._S @ _probes(self._S)
+        return probed(self._A), probed(self._S)
 
 
 def decomposed(A: Float[Tensor, "n n"], S: Float[Tensor, "m m"]) -> KFAC:
@@ -134,17 +134,23 @@ def decomposed(A: Float[Tensor, "n n"], S: Float[Tensor, "m m"]) -> KFAC:
     Raises:
         ValueError: A factor is zero or not finite.
     """
-    parts = []
-    for factor, what in ((A, "A, of its inputs,"), (S, "S, of its output gradients,")):
-        mean = factor.diagonal().mean().item()
-        if not 0 < mean < float("inf"):
-            raise ValueError(
-                f"the mean eigenvalue of {what} is {mean}; it must be positive and finite: take another sample, or no "
-                "correction"
-            )
-        values, vectors = torch.linalg.eigh(factor)
-        parts += [vectors.float().cpu(), values.clamp(min=0).cpu()]
-    return KFAC(*parts)
+    return KFAC(*eigenvectors(A, what="A, of its inputs,"), *eigenvectors(S, what="S, of its output gradients,"))
+
+
+def eigenvectors(factor: Float[Tensor, "n n"], *, what: str) -> tuple[Float[Tensor, "n n"], Float[Tensor, " n"]]:
+    """Return the eigenvectors (float32), one a column, and eigenvalues (float64) of a factor.
+
+    Raises:
+        ValueError: It is zero or not finite; ``what`` it is of is said.
+    """
+    mean = factor.diagonal().mean().item()
+    if not 0 < mean < float("inf"):
+        raise ValueError(
+            f"the mean eigenvalue of {what} is {mean}; it must be positive and finite: take another sample, or no "
+            "correction"
+        )
+    values, vectors = torch.linalg.eigh(factor)
+    return vectors.float().cpu(), values.clamp(min=0).cpu()
 
 
 def shared(factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Float[Tensor, "n n"], Float[Tensor, "m m"]]:
@@ -153,13 +159,13 @@ def shared(factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Float[Tensor, "n n
     return A, S
 
 
-def _probes(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n p"]:
-    """Random signs: E ‖M v‖² = ‖M‖² in the Frobenius norm."""
+def probed(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n p"]:
+    """Return M v of random signs v: E ‖M v‖² = ‖M‖² in the Frobenius norm."""
     signs = torch.randint(0, 2, (len(factor), NUM_PROBES), generator=torch.Generator().manual_seed(0))
-    return (2.0 * signs.double() - 1).to(factor.device)
+    return factor @ (2.0 * signs.double() - 1).to(factor.device)
 
 
-def _difference(first: Tensor, both: Tensor, share: float) -> float:
-    """Of the means of two halves, from the sum over the first, the sum over both, and the share of the first."""
+def difference(first: Tensor, both: Tensor, share: float) -> float:
+    """Return that of two halves' means, from the sum over the first, the sum over both, and the share of the first."""
     one, other = first / share, (both - first) / (1 - share)
     return ((one - other).norm() / both.norm()).item()
