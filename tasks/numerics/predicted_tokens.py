@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from trackstar.tasks.numerics.architecture import WeightMatrix
 from trackstar.tasks.numerics.gradients import BlockProjection, MatrixProjection
 from trackstar.tasks.numerics.loss import TokenLoss
+from trackstar.tasks.numerics.unembedding import UNEMBEDDING
 
 
 class PredictedTokens:
@@ -60,7 +61,12 @@ class PredictedTokens:
             tokens: Token ids, padded on the right.
             chosen: The tokens whose losses make up φ.
             readout: w of every block.
+
+        Raises:
+            NotImplementedError: The unembedding is among the matrices: the loss applies it outside of the model.
         """
+        if any(part.matrix.kind == UNEMBEDDING for part in self._parts):
+            raise NotImplementedError(f"{UNEMBEDDING} has no forward-mode share; take a gradient a token")
         # only the plain attention kernel carries tangents
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), self._moving(readout) as run:
             return self._loss.slopes(tokens, chosen, run)
@@ -103,13 +109,25 @@ class _Part:
 
 
 def direction(projection: MatrixProjection, w: Float[Tensor, " d"]) -> Float[Tensor, "m n"]:
-    """Return D = S ⊙ (Lᵀ w R), so that <L (G ⊙ S) Rᵀ, w> = <G, D> for every G."""
-    if projection.left is None:
-        D = w.view(projection.shape).to(torch.promote_types(w.dtype, torch.float32))
-    else:
-        w = w.view(len(projection.left), len(projection.right))
-        D = projection.left.to(w.dtype).T @ w @ projection.right.to(w.dtype)
-    return D if projection.scale is None else D * projection.scale.to(D.dtype)
+    """Return D = Uᵀ (S ⊙ (Lᵀ w R)) W, so that <φ(G), w> = <G, D> for every G; L, R, S, U and W where there are any."""
+    D = _spread(projection, w).to(torch.promote_types(w.dtype, torch.float32))
+    if projection.left is not None:
+        D = projection.left.to(D.dtype).T @ D @ projection.right.to(D.dtype)
+    if projection.scale is not None:
+        D = D * projection.scale.to(D.dtype)
+    if projection.left_turn is not None:
+        D = projection.left_turn.to(D.dtype).T @ D @ projection.right_turn.to(D.dtype)
+    return D
+
+
+def _spread(projection: MatrixProjection, w: Float[Tensor, " d"]) -> Float[Tensor, "p q"]:
+    """w as a matrix; where only some axes are kept, it is zero at all others."""
+    shape = projection.shape if projection.left is None else (len(projection.left), len(projection.right))
+    if projection.axes is None:
+        return w.view(shape)
+    spread = w.new_zeros(shape)
+    spread.view(-1)[projection.axes] = w * projection.axis_scales.to(w.dtype)
+    return spread
 
 
 def _moved(projection: MatrixProjection, w: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -120,7 +138,7 @@ def _moved(projection: MatrixProjection, w: Tensor) -> Callable[[nn.Module, tupl
         if D is None:
             L, R = projection.left.to(x.dtype), projection.right.to(x.dtype)
             # D x = Lᵀ (w (R x))
-            added = (x @ R.T) @ w.view(len(L), len(R)).to(x.dtype).T @ L
+            added = (x @ R.T) @ _spread(projection, w).to(x.dtype).T @ L
         else:
             added = x @ D.to(x.dtype).T
         return forward_ad.make_dual(y, added if y_dot is None else y_dot + added)

@@ -127,3 +127,31 @@ def test_the_direction_in_weight_space_reads_a_gradient_as_the_readout_reads_its
     scaled = G if projection.scale is None else G * projection.scale.double()
     phi = scaled if projection.left is None else projection.left.double() @ scaled @ projection.right.double().T
     torch.testing.assert_close((G * direction(projection, w)).sum(), phi.flatten() @ w)
+
+
+@pytest.mark.parametrize("kind", ["whole", "scaled", "turned", "projected", "projected and turned", "axes"])
+def test_a_direction_reads_a_gradient_as_its_projection_does(kind):
+    m, n, p, q = 4, 5, 3, 2
+    draw = torch.Generator().manual_seed(0)
+    G, S, U, W, L, R = (
+        torch.randn(shape, generator=draw, dtype=torch.float64)
+        for shape in ((m, n), (m, n), (m, m), (n, n), (p, m), (q, n))
+    )
+    axes, axis_scales = torch.tensor([1, 4]), torch.tensor([0.5, 2.0], dtype=torch.float64)
+    fields, phi = {
+        "whole": ({}, G),
+        "scaled": ({"scale": S}, G * S),
+        "turned": ({"scale": S, "left_turn": U, "right_turn": W}, (U @ G @ W.T) * S),
+        "projected": ({"left": L, "right": R}, L @ G @ R.T),
+        "projected and turned": (
+            {"left": L, "right": R, "scale": S, "left_turn": U, "right_turn": W},
+            L @ ((U @ G @ W.T) * S) @ R.T,
+        ),
+        "axes": (
+            {"left": L, "right": R, "axes": axes, "axis_scales": axis_scales},
+            (L @ G @ R.T).flatten()[axes] * axis_scales,
+        ),
+    }[kind]
+    w = torch.randn(phi.numel(), generator=draw, dtype=torch.float64)
+    found = direction(MatrixProjection("module", (m, n), **fields), w)
+    torch.testing.assert_close((found * G).sum(), (phi.flatten() * w).sum())
