@@ -34,8 +34,9 @@ from trackstar.tasks.models.optimizer_files import find_state
 from trackstar.tasks.models.settings import GradientConfig, ModelConfig, SecondMomentConfig
 from trackstar.tasks.runtime.settings import Option, Settings
 from trackstar.tasks.scoring.settings import DAMPING, ScoreConfig, TokenInfluenceConfig
+from trackstar.tasks.serving.settings import ServingConfig
 
-WHAT, WHERE, MEMORY = "Input and output", "Where it runs", "Memory"  # groups of options
+WHAT, WHERE, MEMORY, SERVER = "Input and output", "Where it runs", "Memory", "Server"  # groups of options
 
 # Absolute: workers run in other directories.
 Url = Annotated[str, AfterValidator(lambda url: str(location(url))), Option(metavar="DIR", group=WHAT)]
@@ -187,6 +188,32 @@ class AskCommandConfig(FlowConfig):
     )
     prepare: Annotated[bool, Option(group=MEMORY)] = Field(
         False, title="Prepare", description="Write the factors and norms that the index lacks for questions, once."
+    )
+
+
+class ServeCommandConfig(FlowConfig):
+    """A page and an API over finished indexes."""
+
+    host: Annotated[str, Option(metavar="HOST", group=SERVER)] = Field(
+        "127.0.0.1", title="Host", description="Address to listen on; one that others reach needs a token."
+    )
+    port: Annotated[int, Option(group=SERVER)] = Field(
+        8765, ge=0, le=65535, title="Port", description="0 takes a free one."
+    )
+    token: Annotated[str | None, Option(metavar="TEXT", group=SERVER)] = Field(
+        None,
+        title="Token",
+        description="What requests must bring; better given as TRACKSTAR_TOKEN, which no list of processes shows.",
+    )
+    server: ServingConfig = ServingConfig()
+    dense_encoder: Directory | None = Field(
+        None, title="Sentence encoder", description="Directory of a local sentence encoder, for the method dense."
+    )
+    damping: Annotated[float | None, Option(group="Scores")] = Field(
+        None, ge=0, title="Damping", description=f"Relative to R_train's mean eigenvalue; by default {DAMPING:g}."
+    )
+    memory_gib: Annotated[float, Option(group=MEMORY)] = Field(
+        2.0, ge=0, title="Memory", description="GiB that may be held, of all indexes together."
     )
 
 

@@ -18,6 +18,7 @@ FLOORS = (
     ("methods",),
     ("report",),
     ("asking", "reindex", "demo", "mnist"),
+    ("serving",),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 MODULES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))

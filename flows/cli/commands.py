@@ -24,6 +24,7 @@ from trackstar.flows.config import (
     MnistConfig,
     ReindexConfig,
     SelfcheckConfig,
+    ServeCommandConfig,
     WithdrawConfig,
 )
 
@@ -94,6 +95,17 @@ def ask(config: AskCommandConfig, prompt: str, completion: str | None, quiet: bo
     """One question, answered at once: which documents carry what the model says after a prompt."""
     answer = import_module("trackstar.flows.cli.ask").answered(config, prompt, completion, quiet=quiet)
     finish("answer", answer, quiet=quiet, **output)
+
+
+@command(
+    "serve",
+    click.Argument(["indexes"], nargs=-1, required=True, metavar="INDEX..."),
+    config=ServeCommandConfig,
+    example="trackstar serve index",
+)
+def serve(config: ServeCommandConfig, indexes: tuple[str, ...], quiet: bool, as_json: bool, **_: bool) -> None:
+    """A page to ask finished indexes on, and the API behind it: POST /api/ask."""
+    import_module("trackstar.flows.cli.serve").serve(config, indexes, quiet=quiet, as_json=as_json)
 
 
 @command("demo", config=DemoConfig, example="trackstar demo --out demo")
