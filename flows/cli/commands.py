@@ -106,9 +106,9 @@ def ask(config: AskCommandConfig, prompt: str, completion: str | None, quiet: bo
     config=ServeCommandConfig,
     example="trackstar serve index",
 )
-def serve(config: ServeCommandConfig, indexes: tuple[str, ...], quiet: bool, **_: bool) -> None:
+def serve(config: ServeCommandConfig, indexes: tuple[str, ...], quiet: bool, as_json: bool, **_: bool) -> None:
     """A page to ask finished indexes on, and the API behind it: POST /api/ask."""
-    import_module("trackstar.flows.cli.serve").serve(config, indexes, quiet=quiet)
+    import_module("trackstar.flows.cli.serve").serve(config, indexes, quiet=quiet, as_json=as_json)
 
 
 @command("demo", config=DemoConfig, example="trackstar demo --out demo")

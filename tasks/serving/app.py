@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,8 +20,8 @@ from trackstar.tasks.asking.settings import ASKED_METHODS
 from trackstar.tasks.asking.watching import Progress
 from trackstar.tasks.methods.settings import BM25, DENSE, GRADIENT_METHODS
 from trackstar.tasks.report.templating import STYLE, page_template
-from trackstar.tasks.serving.answering import Board, Problem, answered, as_json, event, measured, streamed
-from trackstar.tasks.serving.desk import Desk, Ticket
+from trackstar.tasks.serving.answering import Board, Problem, answered, as_json, event, measured, problem_of, streamed
+from trackstar.tasks.serving.desk import Busy, Desk, Ticket
 from trackstar.tasks.serving.gate import Gate
 from trackstar.tasks.serving.metrics import Metrics
 from trackstar.tasks.serving.requests import INDEX_HELP, MOST_NEIGHBOURS, Prompt, Question
@@ -117,12 +118,10 @@ def _add_api(app: FastAPI, served: Served) -> None:
         board = Board()
         tell = _teller(board)
         try:
-            with measured(served.metrics, "ask_stream_begun"):
-                ticket = served.asking.take(
-                    lambda ticket: served.ask(question, ticket, lambda *news: tell(ticket, *news))
-                )
-        except Problem as problem:
-            return problem.response()
+            ticket = served.asking.take(lambda ticket: served.ask(question, ticket, partial(tell, ticket)))
+        except Busy as busy:
+            served.metrics.answers.labels("ask_stream", "429").inc()
+            return problem_of(busy).response()
 
         async def events() -> AsyncIterator[bytes]:
             try:

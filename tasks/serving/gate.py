@@ -13,12 +13,15 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from trackstar.storage.errors import InputError
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_TIMEOUT_S = 20
+SHORTEST_TOKEN = 16
 GUARDED = ("/api/", "/metrics")  # what tells something of a model or a corpus
 HEADERS = {
     "content-security-policy": (
@@ -46,6 +49,19 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def require_token(host: str, token: str | None) -> None:
+    """Raise InputError where others could ask and nothing would tell them apart."""
+    if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
+        raise InputError(
+            f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all of them printable ASCII"
+        )
+    if token is None and not is_loopback(host):
+        raise InputError(
+            f"--host is {host}, where others can ask too; give a token (--token or TRACKSTAR_TOKEN), or serve on "
+            "127.0.0.1"
+        )
 
 
 class Gate:

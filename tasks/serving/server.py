@@ -10,27 +10,13 @@ import uvicorn
 from trackstar.storage.errors import InputError, StorageError
 from trackstar.tasks.asking.gradient_scan import Cancelled
 from trackstar.tasks.serving.app import make_app
-from trackstar.tasks.serving.gate import is_loopback
+from trackstar.tasks.serving.gate import require_token
 from trackstar.tasks.serving.served_indexes import ServedIndexes
 from trackstar.tasks.serving.settings import ServingConfig
 
 LOG = logging.getLogger(__name__)
-SHORTEST_TOKEN = 16
 CONNECTIONS = 512
 LEAVING_S = 3
-
-
-def require_token(host: str, token: str | None) -> None:
-    """Raise InputError where others could ask and nothing would tell them apart."""
-    if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable()):
-        raise InputError(
-            f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all of them printable ASCII"
-        )
-    if token is None and not is_loopback(host):
-        raise InputError(
-            f"--host is {host}, where others can ask too; give a token (--token or TRACKSTAR_TOKEN), or serve on "
-            "127.0.0.1"
-        )
 
 
 def serve(

@@ -49,6 +49,7 @@ VALID = {
     "demo": "demo --out {new}",
     "mnist": "mnist --out {new}",
     "selfcheck": "selfcheck --checkpoint {checkpoint}",
+    "serve": "serve {index}",
 }
 
 

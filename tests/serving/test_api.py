@@ -13,6 +13,7 @@ import trackstar
 from tests.serving.conftest import client_of
 from tests.tiny import QUERIES
 from trackstar.storage.errors import InputError
+from trackstar.storage.sealed import sealed, unsealed
 from trackstar.tasks.asking.gradient_scan import Cancelled
 from trackstar.tasks.asking.open_index import OpenIndex
 from trackstar.tasks.asking.settings import AskConfig
@@ -233,11 +234,11 @@ def test_an_index_that_is_replaced_is_picked_up_and_nothing_is_written(llama_ind
         assert client.post("/api/ask", json={**ASKED, "top_k": 1}).status_code == 200
         assert files(path) == before
         first = served["index"].opened
-        described = json.loads((path / "index.json").read_text())
+        described = unsealed((path / "index.json").read_bytes())
         (path / "index.json").write_text("{half")
         assert client.post("/api/ask", json={**ASKED, "top_k": 1}).status_code == 200
         assert served["index"].opened is first
-        (path / "index.json").write_text(json.dumps(changed(described)))
+        (path / "index.json").write_bytes(sealed(changed(described)))
         (facts,) = client.get("/api/indexes").json()["indexes"]
         assert facts["name"] == "index"
         assert served["index"].opened is not first

@@ -63,7 +63,7 @@ const place = (spread, best) => {
 
 // Finds some words whole, in whatever case.
 const finder = (words) => {
-  const escaped = words.replace(/[.*+?^${}()|[\]\\\/-]/g, "\\$&");
+  const escaped = words.replace(/[.*+?^${}()|[\]\\\/]/g, "\\$&");
   return words ? new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "iu") : null;
 };
 
