@@ -308,7 +308,7 @@ def _disk_table(path: Any) -> Table:
 
 def _correction(engine: Any) -> list[tuple[str, str]]:
     """What gradients are corrected by where it is not V, and how far its estimate has settled."""
-    from trackstar.tasks.index.kronecker import factor_facts
+    from trackstar.tasks.index.index_file import factor_facts
 
     name, facts = engine.gradient.correction, factor_facts(engine.kronecker)
     if not facts:

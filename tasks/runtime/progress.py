@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -46,7 +47,8 @@ class _Report:
 
     def close(self) -> None:
         if self._artifact_id is not None:
-            update_progress_artifact(self._artifact_id, progress=100.0)
+            with suppress(httpx.TransportError):
+                update_progress_artifact(self._artifact_id, progress=100.0)
 
     def _publish(self, elapsed_s: float) -> None:
         rate = self._done / elapsed_s
@@ -58,7 +60,10 @@ class _Report:
             get_run_logger().info(line)
         except MissingContextError:
             return
-        percent = min(100.0, 100 * self._done / max(self._total, 1))
+        with suppress(httpx.TransportError):  # a server that is gone takes no work with it
+            self._show(min(100.0, 100 * self._done / max(self._total, 1)))
+
+    def _show(self, percent: float) -> None:
         if self._artifact_id is not None:
             update_progress_artifact(self._artifact_id, progress=percent)
         elif TaskRunContext.get() is not None:

@@ -9,6 +9,7 @@ an artifact has been deleted since, the cached record is refreshed instead of be
 is ``Cached`` in the UI, whichever of the two said so.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from typing import Any, ClassVar
@@ -23,7 +24,6 @@ from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
-from trackstar.storage.errors import StorageError
 from trackstar.storage.layout import artifact_directory
 from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
@@ -34,10 +34,12 @@ CACHED = "Cached"  # Prefect's own word for a task run that took its result from
 NUM_RETRIES = 3
 RETRY_BACKOFF_S = 2
 RETRY_JITTER = 0.3
-PERMANENT = (
-    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError,
-    PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
-)  # fmt: skip
+PERMANENT_ERRNOS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT,
+    errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+})  # fmt: skip
+PASSING_LIBRARIES = frozenset({"distributed", "botocore", "aiobotocore", "aiohttp", "httpx", "httpcore"})
+OUT_OF_DEVICE_MEMORY = "OutOfMemoryError"  # torch's, which is a RuntimeError; by name, as not every stage loads torch
 
 
 class StageRequest(BaseModel):
@@ -169,13 +171,15 @@ def gather(futures: Sequence[PrefectFuture[Artifact]]) -> list[Artifact]:
 
 
 def is_transient(_: Task, __: TaskRun, state: State) -> bool:
-    """Whether trying again could help: input and output, memory and lost workers, yes; wrong input, no."""
+    """Whether trying again could help: input and output, memory, networks and lost workers, yes; all else, no."""
     try:
         state.result()
-    except PERMANENT:
-        return False
-    except Exception:  # Prefect asks about any failure; all that is not known to be permanent is worth a retry
-        return True
+    except OSError as error:
+        return error.errno not in PERMANENT_ERRNOS
+    except Exception as error:  # Prefect asks about any failure
+        kind = type(error)
+        is_network = kind.__module__.partition(".")[0] in PASSING_LIBRARIES
+        return is_network or isinstance(error, MemoryError) or kind.__name__ == OUT_OF_DEVICE_MEMORY
     return False
 
 
