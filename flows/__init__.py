@@ -7,6 +7,7 @@ import sys
 # is first imported, so they stand here, before any flow; what the environment says comes first.
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s until a server that is gone is given up, where 5 retries take 62
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",

@@ -129,6 +129,15 @@ def require_server(url: str) -> None:
         )
 
 
+def is_answering(url: str) -> bool:
+    """Whether something answers at the address of a Prefect server."""
+    try:
+        require_server(url)
+    except InputError:
+        return False
+    return True
+
+
 def _port(url: str) -> int | None:
     try:
         return urlsplit(url).port

@@ -34,6 +34,21 @@ class CorruptionError(StorageError):
     """Bytes on disk differ from the bytes that were written."""
 
 
+class FullError(StorageError):
+    """There is no room left for what was being written."""
+
+
+class ServerLostError(StorageError):
+    """The Prefect server went away before a run had ended."""
+
+    def __init__(self, server: str) -> None:
+        cure = "what was finished is kept: give the same command again when it is back, or unset PREFECT_API_URL"
+        super().__init__(f"the Prefect server {server}", "went away", cure)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path.removeprefix("the Prefect server "),)
+
+
 class LockedError(StorageError):
     """Another process changes an index, and only one may at a time."""
 

@@ -7,8 +7,10 @@ of them: until it is there, the artifact is not. Two writers of one artifact wri
 sibling directory of its own, and the second to finish gives way.
 """
 
+import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import google_crc32c
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.errors import CorruptionError, FullError, MissingError
 from trackstar.storage.layout import MANIFEST, is_draft_name, is_link, is_local, location, require_artifact_name
 from trackstar.storage.locks import claimed
 from trackstar.storage.removal import artifacts_of, delete, new_draft_path, remove_artifact
@@ -27,6 +29,8 @@ from trackstar.storage.sealed import sealed, unsealed
 HASH_BLOCK_BYTES = 1 << 20
 CHECKSUM_BYTES = 4  # of the CRC-32C that a chunk ends with
 CHECKSUM_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that end in their own
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_WORDS = "(os error 28)"
 BUILT_BY_INDEX = frozenset({"second_moment", "kronecker", "variances", "shards", "grams", "autocorrelation"})
 
 
@@ -148,7 +152,11 @@ def is_complete(directory: UPath, identity: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) -> Iterator[Draft]:
-    """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing."""
+    """Write an artifact as a whole: whatever interrupts the block, a reader sees all of it or nothing.
+
+    Raises:
+        FullError: There was no room for it.
+    """
     _remove_leftovers(directory, identity)
     with _new_draft(directory) as draft:
         try:
@@ -156,9 +164,12 @@ def new_artifact(directory: UPath, *, kind: str, identity: Mapping[str, Any]) ->
             write_manifest(draft, kind=kind, identity=identity)
             if draft.path != directory:
                 _publish(draft.path, directory, identity)
-        except BaseException:  # refused, failed or interrupted: of use to nobody
+        except BaseException as error:  # refused, failed or interrupted: of use to nobody
+            full = _full(draft.path, directory) if is_full(error) else None
             if draft.path != directory:
                 delete(draft.path)
+            if full is not None:
+                raise full from error
             raise
 
 
@@ -206,6 +217,18 @@ def cure(directory: UPath) -> str:
 def matches(path: UPath, digest: str) -> bool:
     """Whether a file is there, is no link, and has this SHA-256."""
     return path.is_file() and not is_link(path) and digest_file(path) == digest
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether something could not be written as there is no room; what is written in Rust says so in words."""
+    return getattr(error, "errno", None) in FULL_ERRNOS or FULL_WORDS in str(error)
+
+
+def _full(draft: UPath, directory: UPath) -> FullError:
+    written = draft.fs.du(draft.path) / 2**20
+    free = f" and {shutil.disk_usage(str(draft)).free / 2**20:,.1f} MiB were free" if is_local(draft) else ""
+    cure = "make room and give the same command again: what was finished is kept"
+    return FullError(directory, f"does not fit on its disk: {written:,.1f} MiB of it were written{free}", cure)
 
 
 def _file_names(directory: UPath) -> list[str]:

@@ -16,6 +16,10 @@ from trackstar.storage.errors import InputError, MissingError, PartlyDoneError, 
 from trackstar.tasks.runtime.settings import Settings
 
 SHOWN_CHARACTERS = 60
+OUT_OF_MEMORY = (
+    "out of memory; what was finished is kept: give the same command with a lower --token-budget, or another index a "
+    "lower --projection-dim (`--dry-run` says what a run takes)"
+)
 
 
 def explain(error: BaseException, config: type[Settings] | None) -> tuple[str, int | None]:
@@ -34,6 +38,8 @@ def explain(error: BaseException, config: type[Settings] | None) -> tuple[str, i
         return str(error), 1
     if isinstance(error, OSError) and error.strerror:  # a full disk, a directory that may not be written to
         return f"{error.filename or 'the system'}: {error.strerror}", 2 if error.errno == errno.EACCES else 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is loaded or not
+        return OUT_OF_MEMORY, 1
     return "", None
 
 

@@ -1,5 +1,6 @@
 """Stages as Prefect tasks: retried where that can help, cached by their request. Only a flow imports this."""
 
+import errno
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -11,17 +12,18 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
-from trackstar.storage.errors import StorageError
 from trackstar.tasks.runtime.stop import take_or_stop
 
 CACHED = "Cached"  # Prefect's own word for a task run that took its result from where it lay
 NUM_RETRIES = 3
 RETRY_BACKOFF_S = 2
 RETRY_JITTER = 0.3
-PERMANENT = (
-    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, AssertionError, StorageError,
-    PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
-)  # fmt: skip
+PERMANENT_ERRNOS = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT,
+    errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+})  # fmt: skip
+PASSING_LIBRARIES = frozenset({"distributed", "botocore", "aiobotocore", "aiohttp", "httpx", "httpcore"})
+OUT_OF_DEVICE_MEMORY = "OutOfMemoryError"  # torch's, which is a RuntimeError; by name, as not every stage loads torch
 
 
 def prefect_task(function: Callable[[Any], Any]) -> Task:
@@ -61,11 +63,13 @@ def results(futures: Sequence[PrefectFuture]) -> list[Any]:
 
 
 def is_transient(_: Task, __: TaskRun, state: State) -> bool:
-    """Whether trying again could help: input and output, memory and lost workers, yes; wrong input, no."""
+    """Whether trying again could help: input and output, memory, networks and lost workers, yes; all else, no."""
     try:
         state.result()
-    except PERMANENT:
-        return False
-    except Exception:  # Prefect asks about any failure; all that is not known to be permanent is worth a retry
-        return True
+    except OSError as error:
+        return error.errno not in PERMANENT_ERRNOS
+    except Exception as error:  # Prefect asks about any failure
+        kind = type(error)
+        is_network = kind.__module__.partition(".")[0] in PASSING_LIBRARIES
+        return is_network or isinstance(error, MemoryError) or kind.__name__ == OUT_OF_DEVICE_MEMORY
     return False

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from trackstar.tasks.runtime.terminal_line import step
 
@@ -46,9 +46,11 @@ class _Report:
 
     def close(self) -> None:
         if self._artifact_id is not None:
+            import httpx
             from prefect.artifacts import update_progress_artifact
 
-            update_progress_artifact(self._artifact_id, progress=100.0)
+            with suppress(httpx.TransportError):
+                update_progress_artifact(self._artifact_id, progress=100.0)
 
     def _publish(self, elapsed_s: float) -> None:
         rate = self._done / elapsed_s
@@ -63,6 +65,12 @@ class _Report:
         self._show(min(100.0, 100 * self._done / max(self._total, 1)))
 
     def _show(self, percent: float) -> None:
+        import httpx
+
+        with suppress(httpx.TransportError):  # a server that is gone takes no work with it
+            self._show_in_prefect(percent)
+
+    def _show_in_prefect(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
         from prefect.context import TaskRunContext
 

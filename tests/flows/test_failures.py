@@ -8,7 +8,7 @@ from prefect.states import Failed
 
 from tests.flows.runs import build, files, index_config, modification_times, task_states
 from trackstar.flows.index import index
-from trackstar.storage.errors import CorruptionError, InputError
+from trackstar.storage.errors import CorruptionError, FullError, InputError
 from trackstar.tasks.models.engine import Engine
 from trackstar.tasks.runtime.prefect_tasks import is_transient
 
@@ -68,6 +68,10 @@ def test_input_and_output_memory_and_lost_workers_are_worth_another_try(error):
         ValueError(),
         PermissionError(13, "denied"),
         NotImplementedError(),
+        RuntimeError("size mismatch for lm_head.weight"),
+        IndexError("index out of range in self"),
+        OSError(28, "No space left on device"),
+        FullError("f", "does not fit", "cure"),
     ],
     ids=lambda error: type(error).__name__,
 )

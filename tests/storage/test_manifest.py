@@ -3,7 +3,7 @@ import pickle
 import pytest
 from upath import UPath
 
-from trackstar.storage.errors import CorruptionError, MissingError
+from trackstar.storage.errors import CorruptionError, FullError, MissingError
 from trackstar.storage.locks import claimed
 from trackstar.storage.manifest import (
     Artifact,
@@ -147,3 +147,21 @@ def test_digests_refuse_what_json_has_no_word_for():
 def test_storage_errors_cross_process_boundaries():
     error = pickle.loads(pickle.dumps(CorruptionError("/a/b", "is damaged", "write it again")))
     assert (error.path, error.problem, error.cure) == ("/a/b", "is damaged", "write it again")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), OSError(122, "Disk quota exceeded"), ValueError("failed (os error 28)")],
+    ids=["disk", "quota", "in words"],
+)
+def test_a_full_disk_is_one_sentence_with_the_path_and_leaves_no_draft_and_there_is_room_later(directory, error):
+    def write_until_full():
+        with new_artifact(directory, kind="things", identity=IDENTITY) as draft:
+            (draft.path / "part").write_bytes(b"12345")
+            raise error
+
+    words = rf"{directory} does not fit on its disk: 0\.0 MiB of it were written and .* were free; make room .* is kept"
+    with pytest.raises(FullError, match=words):
+        write_until_full()
+    assert list(directory.parent.iterdir()) == []
+    assert is_complete(_write(directory), IDENTITY)
