@@ -21,7 +21,7 @@ from trackstar.storage.errors import InputError, PartlyDoneError, ServerLostErro
 
 RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
-DELIVERY_LOGGERS = ("prefect._internal.concurrency", "prefect.events.clients")
+DELIVERY_LOGGERS = ("prefect._internal.concurrency", "prefect.events.clients", "EventsWorker")
 
 DRAIN_TIMEOUT_S = 30.0
 DRAIN_INTERVAL_S = 0.5
