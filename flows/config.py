@@ -148,7 +148,9 @@ class IndexingConfig(FlowConfig):
     _fill = model_validator(mode="before")(with_preset)
 
     def check(self) -> None:
-        self.wanted_gradient().check()
+        gradient = self.wanted_gradient()
+        gradient.check()
+        self.curvature.resolve(is_white=gradient.has_kronecker_factors)
         super().check()
 
     @property
