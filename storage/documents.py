@@ -18,7 +18,7 @@ Record = dict[str, Any] | str  # what a row holds, or why it is not to be had
 class DocumentBatch(NamedTuple):
     """Documents (row UInt64, id, text, extra columns: String) and rejected rows (row UInt64, id, reason).
 
-    Where some are not text alone, documents have a column ``source``: as JSON what text and tokens are made of.
+    Where some are not text alone, documents have a column ``content_json``: as JSON what text and tokens are made of.
     """
 
     documents: pl.DataFrame
@@ -35,7 +35,7 @@ class Schema:
     id_prefix: str
 
     def __post_init__(self) -> None:
-        if taken := {"row", "id", "text", "source"}.intersection(self.extra_columns):
+        if taken := {"row", "id", "text", "content_json"}.intersection(self.extra_columns):
             raise InputError(f"--extra-columns holds {min(taken)!r}, which every document has already; leave it out")
 
     @property
@@ -94,9 +94,9 @@ class _Batch:
             self.rejected.append((row, id_, str(error)))
 
     def frames(self) -> DocumentBatch:
-        documents = _frame(self.documents, ("id", "text", *self.schema.extra_columns, "source"))
-        if documents["source"].null_count() == len(documents):
-            documents = documents.drop("source")
+        documents = _frame(self.documents, ("id", "text", *self.schema.extra_columns, "content_json"))
+        if documents["content_json"].null_count() == len(documents):
+            documents = documents.drop("content_json")
         return DocumentBatch(documents, _frame(self.rejected, ("id", "reason")))
 
 

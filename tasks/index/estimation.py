@@ -129,5 +129,5 @@ def sample_documents(request: SampleRequest) -> pl.DataFrame:
         if rows:
             for batch in read_documents(shard, batch_size=1024, reading=request.reading):
                 is_chosen = batch.documents["row"].is_in(list(rows))
-                parts.append(batch.documents.filter(is_chosen).select(pl.col("text", "^source$")))
+                parts.append(batch.documents.filter(is_chosen).select(pl.col("text", "^content_json$")))
     return pl.concat(parts, how="diagonal")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trackstar.storage.corpus import CorpusFile
 
 DOCUMENT_COLUMNS = frozenset(
-    {"row", "id", "text", "source", "input_ids", "is_target", "num_tokens", "num_windows", "loss"}
+    {"row", "id", "text", "content_json", "input_ids", "is_target", "num_tokens", "num_windows", "loss"}
 )  # of every document table
 
 

@@ -54,7 +54,7 @@ def read_tokens(
         InputError: The tokenizer lacks what is asked for: a chat template, a token for beginning or end.
     """
     texts = documents["text"].to_list()
-    sources = documents["source"].to_list() if "source" in documents.columns else [None] * len(texts)
+    sources = documents["content_json"].to_list() if "content_json" in documents.columns else [None] * len(texts)
     if special_tokens == "tokenizer" and not any(sources):
         ids = tokenize_documents(tokenizer, texts) if texts else []
         return [DocumentTokens(row, 1, text) for row, text in zip(ids, texts, strict=True)]
@@ -65,7 +65,7 @@ def read_tokens(
 
 def with_tokens(documents: pl.DataFrame, found: Sequence[DocumentTokens]) -> pl.DataFrame:
     """The documents with the texts that tokens are of, and with the tokens where those are not the text's own."""
-    documents = documents.drop("source", strict=False).with_columns(
+    documents = documents.drop("content_json", strict=False).with_columns(
         text=pl.Series([row.text for row in found], dtype=pl.String)
     )
     if not any(isinstance(row.targets, ndarray) for row in found):
