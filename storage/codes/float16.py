@@ -5,7 +5,6 @@ square 1 and its scale beside it.
 """
 
 import numpy as np
-import torch
 from numpy import ndarray
 
 from trackstar.storage.codes.code import Code
@@ -20,6 +19,8 @@ def encode(rows: ndarray) -> tuple[ndarray, ndarray]:
 
 def decode(stored: ndarray, scales: ndarray, out: ndarray) -> None:
     """Widen the rows and multiply them by their scales; torch widens several times as fast as numpy."""
+    import torch  # here: settings name the codes, and are read before anything is loaded
+
     torch.from_numpy(out).copy_(torch.from_numpy(stored)).mul_(torch.from_numpy(scales)[:, None])
 
 

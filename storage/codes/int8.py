@@ -1,7 +1,6 @@
 """int8: a quarter of the bytes; each row is rounded to 255 steps between its own extremes."""
 
 import numpy as np
-import torch
 from numpy import ndarray
 
 from trackstar.storage.codes.code import Code
@@ -18,6 +17,8 @@ def encode(rows: ndarray) -> tuple[ndarray, ndarray]:
 
 def decode(stored: ndarray, scales: ndarray, out: ndarray) -> None:
     """Widen the rows and multiply them by their steps."""
+    import torch  # here: settings name the codes, and are read before anything is loaded
+
     torch.from_numpy(out).copy_(torch.from_numpy(stored)).mul_(torch.from_numpy(scales)[:, None])
 
 

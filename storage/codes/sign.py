@@ -7,7 +7,6 @@ gradients that were whitened before they were projected, and much of others (``d
 """
 
 import numpy as np
-import torch
 from numpy import ndarray
 
 from trackstar.storage.codes.code import Code
@@ -28,6 +27,8 @@ def encode(rows: ndarray) -> tuple[ndarray, ndarray]:
 
 def decode(stored: ndarray, scales: ndarray, out: ndarray) -> None:
     """Unpack the bits and give them their scales: s (2 bit - 1)."""
+    import torch  # here: settings name the codes, and are read before anything is loaded
+
     bits = torch.from_numpy(np.unpackbits(stored, axis=1, count=out.shape[1], bitorder="little"))
     step = torch.from_numpy(scales)[:, None]
     torch.from_numpy(out).copy_(bits).mul_(2 * step).sub_(step)

@@ -132,10 +132,11 @@ def test_a_session_from_checkpoint_to_report(trackstar, llama, corpus, queries, 
     results = ("--index", tmp_path / "i", "--queries", queries, "--out", tmp_path / "out")
     code, output, _ = trackstar("attribute", *results, "--top-k", 3)
     assert code == 0
-    assert "q0" in output
+    assert "The river sleeps under" in output
     assert output.endswith(f"Next: trackstar show {tmp_path / 'out'}\n")
     code, output, _ = trackstar("attribute", *results, "--top-k", 3, "--json")
-    assert (code, json.loads(output)) == (0, json.loads((tmp_path / "out" / "run.json").read_text()))
+    assert code == 0
+    assert json.loads(output).items() <= json.loads((tmp_path / "out" / "run.json").read_text()).items()  # and digests
     assert trackstar("attribute", *results, "--top-k", 3, "--quiet") == (0, "", "")
     code, output, _ = trackstar(
         "compare", *results, "--methods", "trackstar,no_unit_norm,bm25,random", "--tail-patch", 2
