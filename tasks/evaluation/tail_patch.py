@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
+from trackstar.storage.errors import InputError
 from trackstar.storage.layout import RANKING, TAIL_PATCH
 from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.queries import Query, asked
@@ -78,10 +80,14 @@ def _changes(
     request: TailPatchRequest, engine: Engine, queries_of: Mapping[str, Sequence[str]], advance: Any
 ) -> pl.DataFrame:
     documents = kept_tokens(engine.tokenizer, shard_documents(request.shard_paths, list(queries_of)))
+    if any(isinstance(row.targets, np.ndarray) for row in documents):
+        raise InputError(
+            "tail-patch steps on whole texts, and documents here count in part; leave it out: --tail-patch 0"
+        )
     row_of = {query.id: row for row, query in enumerate(request.queries)}
     measured = probability_changes(
         engine.model,
-        [torch.tensor(ids[: engine.context], device=engine.device) for ids in documents],
+        [torch.tensor(row.ids[: engine.context], device=engine.device) for row in documents],
         _query_batch(engine, request.queries),
         asked=[[row_of[query_id] for query_id in ids] for ids in queries_of.values()],
         scales=dense_scales(engine.model, request.engine, device=engine.device),
