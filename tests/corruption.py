@@ -63,6 +63,7 @@ from trackstar.tasks.index.curvature import (
     write_autocorrelation,
     write_gram,
 )
+from trackstar.tasks.index.norms import read_document_norms
 from trackstar.tasks.index.second_moment import SecondMomentConfig, SecondMomentRequest, write_second_moment
 from trackstar.tasks.index.settings import FactorConfig
 from trackstar.tasks.index.shards import index_shard, shard_requests
@@ -175,6 +176,7 @@ class World:
         frame = read_table(ranking.path(self.index), RANKING)
         texts = dict(each_text(index.shard_paths))
         files = write_proponents(self.results, frame, queries=self._queries(), texts=texts, query_set="q")
+        (self.results / "proponents.csv").unlink()  # for people: no command reads it
         write_run(self.results, run_record(index, self._queries(), request.queries, [ranking]), files=files)
         if asked_of(self.results) is None:
             queries, step = self._queries(), self.seed
@@ -212,7 +214,12 @@ class Readers:
 
     def _result_reader(self, name: str) -> Callable[[], object]:
         directory = self.world.results
-        readers = {"proponents.parquet": read_proponents, "run.json": read_run, "asked.json": require_asked}
+        readers = {
+            "proponents.parquet": read_proponents,
+            "proponents.csv": read_proponents,
+            "run.json": read_run,
+            "asked.json": require_asked,
+        }
         return lambda: readers[name](directory)
 
     def _read_second_moment(self) -> None:
@@ -223,6 +230,7 @@ class Readers:
             reader = GradientReader(path)
             for block in reader.block_names:
                 reader.rows(block, 0, reader.num_rows)
+            read_document_norms(path)
             read_ids(path)
             read_table(path, QUARANTINE)
         list(each_text(self.index.shard_paths))

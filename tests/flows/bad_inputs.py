@@ -147,8 +147,8 @@ def _of_indexes() -> Iterator[BadInput]:
     yield BadInput("lineage of no index", "lineage {empty_directory} d1", ("holds no finished index",))
     yield BadInput("verify what is not there", "verify {absent}", ("is no directory",))
     yield BadInput("no R_train", f"{ATTRIBUTE} --index {{no_r_train}}", ("no R_train", "--whitening none"))
-    yield BadInput("ids that are not UTF-8", "withdraw --index {index} --ids {not_utf8}", ("is not UTF-8 at byte 0",))
-    yield BadInput("no ids in a file", "withdraw --index {index} --ids {empty_jsonl}", ("holds no id",))
+    yield BadInput("ids that are not UTF-8", "withdraw --index {index} --ids-file {not_utf8}", ("UTF-8",))
+    yield BadInput("no ids in a file", "withdraw --index {index} --ids-file {empty_jsonl}", ("no id",))
     yield BadInput(
         "other settings than before",
         "index --checkpoint {checkpoint} --corpus {corpus} --index {index} --projection-dim 5",
@@ -306,7 +306,7 @@ def make_files(directory: Path, checkpoint: Path) -> dict[str, Path]:
         files[name].write_text(content)
     files["empty_jsonl"] = files["empty"]
     for name, file, content in (
-        ("file", "file", b"x"), ("text_file", "corpus.txt", b"x"), ("no_gzip", "c.jsonl.gz", b"plain text"),
+        ("file", "file", b"x"), ("text_file", "corpus.pdf", b"x"), ("no_gzip", "c.jsonl.gz", b"plain text"),
         ("no_zstd", "c.jsonl.zst", b"plain text"), ("no_parquet", "c.parquet", b"PAR1 and no more"),
         ("not_utf8", "ids.txt", b"\xff\xfe\n"), ("not_utf8_corpus", "latin.jsonl", b'{"text": "\xff"}\n'),
     ):  # fmt: skip

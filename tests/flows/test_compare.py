@@ -227,8 +227,8 @@ def test_what_was_judged_is_not_judged_again_and_a_further_method_adds_what_it_a
         ({"methods": ["dense"]}, "give both the method dense and --dense-encoder DIR"),
         ({"methods": ["bm25"], "dense_encoder": "{llama}"}, "give both the method dense and --dense-encoder DIR"),
         ({"methods": ["bm25"], "also_checkpoints": ["{llama}"]}, "add one of them, or leave out --also-checkpoints"),
-        ({"methods": ["grad_dot"], "also_checkpoints": ["nowhere"]}, "holds no config.json"),
-        ({"methods": ["dense"], "dense_encoder": "nowhere"}, "holds no config.json"),
+        ({"methods": ["grad_dot"], "also_checkpoints": ["nowhere"]}, "which does not exist"),
+        ({"methods": ["dense"], "dense_encoder": "nowhere"}, "which does not exist"),
         ({"entailment_model": "{llama}"}, "for queries with neither; leave it out"),
     ],
 )

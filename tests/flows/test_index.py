@@ -16,9 +16,8 @@ from trackstar.flows.index import index
 from trackstar.storage.errors import InputError
 from trackstar.storage.gradients import GradientReader
 from trackstar.storage.layout import DOCUMENTS, QUARANTINE
-from trackstar.storage.manifest import Artifact
 from trackstar.tasks.evaluation.costs import index_seconds
-from trackstar.tasks.index.contents import read_index, require_documents
+from trackstar.tasks.index.contents import read_index
 from trackstar.tasks.models.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -155,12 +154,6 @@ def test_a_shard_of_bad_documents_alone_is_counted_and_not_computed_again(llama,
     assert {state for _, state in task_states(index, config)} == {"Cached"}
     assert index(config).total("num_quarantined") == 2
     assert files(tmp_path / "index") == before
-
-
-def test_a_corpus_of_which_every_row_was_quarantined_is_refused():
-    shard = Artifact(name="shards/0", digest="0", facts={"num_documents": 0, "num_quarantined": 2})
-    with pytest.raises(InputError, match="no usable document: 2 rows were quarantined"):
-        require_documents([shard], index="index")
 
 
 def test_a_corpus_without_a_usable_document_is_refused(llama, tmp_path):

@@ -102,7 +102,7 @@ def test_withdrawing_and_repairing_while_an_index_grows_take_nothing_from_it(lla
     growing = start_index(directory, llama, corpus)
     wait_for_shards(directory, 12, growing)  # two of the ten new ones
     leaving = start_withdraw(directory, "d3")
-    _, is_sound = verify_index(str(directory), repair=True)
+    is_sound = verify_index(str(directory), repair=True).is_sound
     assert is_sound
     assert [process.wait(timeout=WAIT_TIMEOUT_S) for process in (growing, leaving)] == [0, 0]
     found = read_index(str(directory))
