@@ -32,7 +32,7 @@ def embeddings(encoder, texts):
 def test_embeddings_have_length_one_and_do_not_depend_on_company(encoder):
     together = embeddings(encoder, TEXTS)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
-    alone = np.concatenate([embed(encoder, [text]) for text in TEXTS[:3]])
+    alone = np.concatenate([embeddings(encoder, [text]) for text in TEXTS[:3]])
     np.testing.assert_allclose(together[:3], alone, atol=1e-5)  # float32 states, padded or not
 
 
