@@ -31,11 +31,11 @@ from trackstar.storage.arrow_files import (
     is_stray,
     require_one_split,
 )
+from trackstar.storage.digests import digest_file, digest_of
 from trackstar.storage.documents import DocumentBatch, Record, Schema, batches
 from trackstar.storage.errors import InputError
 from trackstar.storage.json_lines import BYTE_ORDER_MARK, lines, open_decompressed, parse_object, pieces, skip
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import digest_file, digest_of
 from trackstar.storage.reading import Reading
 from trackstar.storage.streams import Header, cut_stream, stream_rows
 

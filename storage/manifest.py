@@ -20,13 +20,13 @@ import google_crc32c
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
+from trackstar.storage.digests import digest_file, digest_of
 from trackstar.storage.errors import CorruptionError, FullError, MissingError
 from trackstar.storage.layout import MANIFEST, is_draft_name, is_link, is_local, location, require_artifact_name
 from trackstar.storage.locks import claimed
 from trackstar.storage.removal import artifacts_of, delete, new_draft_path, remove_artifact
 from trackstar.storage.sealed import sealed, unsealed
 
-HASH_BLOCK_BYTES = 1 << 20
 CHECKSUM_BYTES = 4  # of the CRC-32C that a chunk ends with
 CHECKSUM_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that end in their own
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -95,23 +95,6 @@ class Draft:
 
     path: UPath
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-def canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def digest_file(path: UPath) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()
 
 
 def read_manifest(directory: UPath) -> Manifest | None:

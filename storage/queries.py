@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import InputError
 from trackstar.storage.json_lines import (
     BYTE_ORDER_MARK,
@@ -23,7 +24,6 @@ from trackstar.storage.json_lines import (
     require_encodable,
 )
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import digest_of
 from trackstar.storage.reading import Reading
 from trackstar.storage.streams import stream_rows
 

@@ -3,12 +3,12 @@
 Locally an artifact takes the name of a draft before it is deleted, so that a half-deleted one is never taken for whole.
 """
 
-import json
 import uuid
 from collections.abc import Iterator
 
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import StorageError
 from trackstar.storage.layout import (
     COST,
@@ -23,6 +23,7 @@ from trackstar.storage.layout import (
     is_local,
 )
 from trackstar.storage.locks import claimed
+from trackstar.storage.sealed import unsealed
 
 SUFFIXES = (".zarr", ".parquet", ".safetensors")  # of what an artifact holds, where no manifest says it
 DEBRIS = frozenset({".DS_Store"})
@@ -121,8 +122,11 @@ def delete(directory: UPath) -> None:
 
 
 def _written_names(directory: UPath) -> set[str] | None:
-    """What the manifest says an artifact consists of, as far as it can be read."""
+    """What the manifest says an artifact consists of; a damaged one, or another artifact's, may say anything."""
     try:
-        return {name.partition("/")[0] for name in json.loads((directory / MANIFEST).read_bytes())["files"]}
+        manifest = unsealed((directory / MANIFEST).read_bytes())
+        if "stage" in manifest["identity"] and digest_of(manifest["identity"])[:16] != directory.name:
+            return None
+        return {name.partition("/")[0] for name in manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

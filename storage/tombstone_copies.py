@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import CorruptionError, StorageError
 from trackstar.storage.layout import TOMBSTONES, is_draft_name, require_artifact_name
-from trackstar.storage.manifest import digest_of, new_artifact, read_checked, require_manifest
+from trackstar.storage.manifest import new_artifact, read_checked, require_manifest
 from trackstar.storage.removal import artifacts_of, remove_artifact
 
 KIND, COPIES = "tombstones", "tombstone_copies"

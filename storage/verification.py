@@ -7,6 +7,7 @@ from typing import Any
 
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import CorruptionError, InputError
 from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import (
@@ -22,7 +23,7 @@ from trackstar.storage.layout import (
     require_artifact_name,
 )
 from trackstar.storage.locks import is_held
-from trackstar.storage.manifest import damaged_files, digest_of, read_manifest
+from trackstar.storage.manifest import damaged_files, read_manifest
 from trackstar.storage.removal import SUFFIXES, artifacts, foreign_names, is_ours, remove_artifact
 from trackstar.storage.sealed import unsealed
 from trackstar.storage.tombstone_copies import COPIES, KIND, tables

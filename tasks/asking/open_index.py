@@ -13,8 +13,8 @@ from numpy import ndarray
 from upath import UPath
 
 from trackstar.storage import writer
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import InputError
-from trackstar.storage.manifest import digest_of
 from trackstar.storage.queries import Query, queries_digest, read_queries
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.tasks.asking.answers import Answer, Documents, Influence, Ranking, Spread

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from trackstar.storage.digests import digest_file
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import Artifact, Draft, digest_file
+from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.queries import Query, read_queries
 from trackstar.storage.results import write_text
 from trackstar.tasks.demo.corpus import DemoCorpusConfig, build_demo_corpus, write_demo_corpus

@@ -3,8 +3,8 @@
 from pydantic import BaseModel, ConfigDict
 
 from trackstar.storage.corpus import CorpusFile, CorpusShard, plan_shards
+from trackstar.storage.digests import digest_file, digest_of
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import digest_file, digest_of
 from trackstar.storage.reading import Reading
 from trackstar.tasks.index.settings import CorpusConfig
 from trackstar.tasks.runtime.stage import cached_task

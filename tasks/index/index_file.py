@@ -6,7 +6,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from trackstar.storage.codes import CODES
 from trackstar.storage.errors import CorruptionError, InputError, MissingError
 from trackstar.storage.index_file import read_index_file
 from trackstar.storage.layout import INDEX, StoreAs, location
@@ -182,6 +181,8 @@ def block_summary(dims: Sequence[int]) -> str:
 
 def store_facts(index: Index) -> dict[str, str]:
     """How many bytes a document takes in which code, and what that loses."""
+    from trackstar.storage.codes import CODES  # here: it loads numpy, and commands read this module for their help
+
     if index.store_as is None:
         return {}
     num_bytes = sum(map(CODES[index.store_as].row_bytes, index.block_dims.values()))

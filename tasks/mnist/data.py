@@ -8,9 +8,10 @@ from numpy import ndarray
 from sklearn.datasets import fetch_openml, load_digits
 from upath import UPath
 
+from trackstar.storage.digests import digest_file
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import Artifact, Draft, digest_file
+from trackstar.storage.manifest import Artifact, Draft
 from trackstar.storage.matrices import read_arrays, write_arrays
 from trackstar.tasks.mnist.settings import DIGITS, MNIST
 from trackstar.tasks.runtime.stage import StageRequest, stage

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
+from trackstar.storage.digests import digest_file, digest_of
 from trackstar.storage.errors import InputError
 from trackstar.storage.layout import location
-from trackstar.storage.manifest import digest_file, digest_of
 from trackstar.tasks.models.weight_names import weight_files
 
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "second_moment.safetensors")

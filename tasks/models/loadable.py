@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import InputError
-from trackstar.storage.manifest import digest_of
 from trackstar.tasks.models.checkpoint import Checkpoint, ModelConfig, decoder, load_tokenizer, model_files
 
 

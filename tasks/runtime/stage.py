@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.layout import artifact_directory
-from trackstar.storage.manifest import Artifact, Draft, digest_of, is_complete, new_artifact, require_manifest
+from trackstar.storage.manifest import Artifact, Draft, is_complete, new_artifact, require_manifest
 from trackstar.tasks.runtime.costs import recorded_cost
 from trackstar.tasks.runtime.prefect_context import in_flow
 from trackstar.tasks.runtime.terminal_line import step

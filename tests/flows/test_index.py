@@ -63,7 +63,8 @@ def test_what_an_index_took_is_known_from_prefect_and_only_there(llama, corpus, 
     monkeypatch.setattr(
         "trackstar.tasks.evaluation.costs.RUNS_AT_ONCE", 2
     )  # so that there is more than one page of them
-    config = index_config(tmp_path / "index", llama, corpus)
+    checkpoint = shutil.copytree(llama, tmp_path / "of-its-own")  # no other test's runs have its name
+    config = index_config(tmp_path / "index", checkpoint, corpus)
     started = time.monotonic()
     task_states(index, config)
     took, elapsed = index_seconds(read_index(config.index)), time.monotonic() - started

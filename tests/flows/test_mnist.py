@@ -83,7 +83,7 @@ def test_the_page_names_every_claim_and_every_row_and_comes_out_the_same_again(s
 
 
 def test_the_seed_changes_the_cell_and_the_number_of_seeds_does_not():
-    common = {"index": "/x", "images": {"name": "a", "digest": "d", "facts": {}}, "variant": "clean"}
+    common = {"index": "/x", "images": {"name": f"images/{0:016x}", "digest": "d", "facts": {}}, "variant": "clean"}
     one, other = (TermsRequest(**common, config=SMALL, seed=seed) for seed in (0, 1))
     more = TermsRequest(**common, config=SMALL.model_copy(update={"num_seeds": 20}), seed=0)
     assert one.cache_key != other.cache_key

@@ -45,7 +45,7 @@ def test_a_home_that_cannot_be_written_to_is_refused(home, tmp_path, monkeypatch
 @pytest.mark.parametrize("first", ["import prefect", "pass"])
 def test_a_notebook_outside_the_clone_has_our_defaults(first, tmp_path):
     script = (
-        f"{first}\nimport flows\nfrom prefect.settings import get_current_settings\n"
+        f"{first}\nimport trackstar.flows\nfrom prefect.settings import get_current_settings\n"
         "server = get_current_settings().server\n"
         "assert server.ephemeral.startup_timeout_seconds == 180\nassert not server.analytics_enabled"
     )
@@ -55,7 +55,7 @@ def test_a_notebook_outside_the_clone_has_our_defaults(first, tmp_path):
 
 
 def test_what_the_environment_says_comes_before_our_defaults(tmp_path):
-    script = "import os, flows\nassert os.environ['PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS'] == '7'"
+    script = "import os, trackstar.flows\nassert os.environ['PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS'] == '7'"
     environment = {**os.environ, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "7"}
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
 

@@ -49,7 +49,7 @@ def flip(artifact):
 
 
 def is_sound(directory):
-    return verify_index(str(directory), repair=False)[1]
+    return verify_index(str(directory), repair=False).is_sound
 
 
 @pytest.mark.parametrize("damage", [flip, shutil.rmtree], ids=["flipped", "deleted"])

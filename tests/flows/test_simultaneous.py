@@ -98,9 +98,9 @@ def test_of_two_withdrawals_at_once_both_are_recorded(llama, corpus, tmp_path, p
 def test_withdrawing_and_repairing_while_an_index_grows_take_nothing_from_it(llama, corpus, tmp_path, patient):
     directory = tmp_path / "index"
     half = sorted(corpus.iterdir())[0]
-    build(directory, llama, half, shard_size=1)
+    build(directory, llama, half, shard_size=SHARD_SIZE)
     growing = start_index(directory, llama, corpus)
-    wait_for_shards(directory, 12, growing)  # two of the ten new ones
+    wait_for_shards(directory, 7, growing)  # two of the five new ones
     leaving = start_withdraw(directory, "d3")
     is_sound = verify_index(str(directory), repair=True).is_sound
     assert is_sound
@@ -108,7 +108,7 @@ def test_withdrawing_and_repairing_while_an_index_grows_take_nothing_from_it(lla
     found = read_index(str(directory))
     assert (found.total("num_documents"), found.num_withdrawn, withdrawn(directory)) == (20, 1, {"d3"})
     assert [finding for finding in findings(found.path) if finding is not None] == []
-    assert len(finished_shards(directory)) == 20
+    assert len(finished_shards(directory)) == 10
 
 
 def test_whoever_changes_an_index_is_refused_while_another_does_and_changes_nothing(

@@ -49,17 +49,17 @@ def bucket(monkeypatch):
 def test_what_was_not_written_there_is_refused_on_an_object_store_too(gradients, bucket):  # noqa: F811
     index = UPath(f"{bucket}/index")
     write_store(index, gradients)
-    chunks = [index / "shards" / number / "gradients.zarr" / "mlp.00" / "c" / "0" / "0" for number in ("0", "2")]
+    chunks = [index / shard_name(number) / "gradients.zarr" / "mlp.00" / "c" / "0" / "0" for number in ("0", "2")]
     chunks[0].write_bytes(chunks[1].read_bytes())
     with pytest.raises(CorruptionError, match=r"mlp.00/c/0/0 is not the chunk that was written"):
-        GradientReader(index / "shards" / "0").rows("mlp.00", 0, 4)
+        GradientReader(index / shard_name("0")).rows("mlp.00", 0, 4)
     chunks[0].unlink()
     with pytest.raises(CorruptionError, match=r"mlp.00/c/0/0 is missing"):
-        GradientReader(index / "shards" / "0").rows("mlp.00", 0, 4)
-    metadata = index / "shards" / "0" / "gradients.zarr" / "mlp.00" / "zarr.json"
+        GradientReader(index / shard_name("0")).rows("mlp.00", 0, 4)
+    metadata = index / shard_name("0") / "gradients.zarr" / "mlp.00" / "zarr.json"
     metadata.write_bytes(metadata.read_bytes().replace(b"7", b"9"))
     with pytest.raises(CorruptionError, match=r"mlp.00/zarr.json differs"):
-        GradientReader(index / "shards" / "0")
+        GradientReader(index / shard_name("0"))
 
 
 def test_ranking_from_an_object_store_is_that_of_a_directory(gradients, in_this_process, bucket):  # noqa: F811

@@ -15,6 +15,7 @@ from tests.reference import root_of_inverse
 from tests.tiny import QUERIES, TEXTS
 from trackstar.flows.config import IndexConfig
 from trackstar.storage.errors import InputError
+from trackstar.storage.reading import Reading
 from trackstar.tasks.index.second_moment import (
     SecondMomentConfig,
     SecondMomentRequest,
@@ -176,4 +177,4 @@ def test_input_embeddings_and_an_estimate_of_the_unembeddings_V_are_refused(llam
         gradient=GradientConfig(parameters=("unembedding",)), second_moment=None,
     )  # fmt: skip
     with pytest.raises(InputError, match="read from an optimizer's state and not estimated; use --correction kfac"):
-        second_moment(SecondMomentConfig(mode="estimated"), spec, shards=(), text_column="text", existing=None)
+        second_moment(SecondMomentConfig(mode="estimated"), spec, shards=(), reading=Reading(), existing=None)

@@ -39,7 +39,7 @@ def tokenizer(llama):
 
 def frame(*records, reading=None):
     contents = [(reading or Reading()).content_of(record) for record in records]
-    return pl.DataFrame(contents, schema={"text": pl.String, "source": pl.String}, orient="row")
+    return pl.DataFrame(contents, schema={"text": pl.String, "content_json": pl.String}, orient="row")
 
 
 def predicted(tokenizer, found):

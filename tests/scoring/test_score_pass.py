@@ -11,10 +11,11 @@ from distributed import Client, LocalCluster, SchedulerPlugin
 from upath import UPath
 
 from tests.reference import influence
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import InputError
 from trackstar.storage.gradients import GradientWriter
 from trackstar.storage.layout import DOCUMENTS, QUERIES, QUERY_VECTORS, RANKING
-from trackstar.storage.manifest import Artifact, digest_of, new_artifact, require_manifest
+from trackstar.storage.manifest import Artifact, new_artifact, require_manifest
 from trackstar.storage.matrices import write_arrays
 from trackstar.storage.results import OPPONENT, PROPONENT
 from trackstar.storage.tables import read_table, write_table

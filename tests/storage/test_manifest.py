@@ -3,12 +3,12 @@ import pickle
 import pytest
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import CorruptionError, FullError, MissingError
 from trackstar.storage.locks import claimed
 from trackstar.storage.manifest import (
     Artifact,
     damaged_files,
-    digest_of,
     is_complete,
     new_artifact,
     read_checked,

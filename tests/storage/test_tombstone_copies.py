@@ -5,9 +5,10 @@ import shutil
 import pytest
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import CorruptionError
 from trackstar.storage.layout import TOMBSTONES
-from trackstar.storage.manifest import digest_of, new_artifact
+from trackstar.storage.manifest import new_artifact
 from trackstar.storage.tombstone_copies import keep_both, require_sound, restore
 from trackstar.storage.verification import findings, remove_damaged
 

@@ -1,10 +1,11 @@
 import pytest
 from upath import UPath
 
+from trackstar.storage.digests import digest_of
 from trackstar.storage.errors import InputError
 from trackstar.storage.index_file import index_bytes
 from trackstar.storage.locks import claimed
-from trackstar.storage.manifest import digest_of, new_artifact, require_manifest
+from trackstar.storage.manifest import new_artifact, require_manifest
 from trackstar.storage.results import write_sealed
 from trackstar.storage.verification import findings, remove_damaged, require_index, require_no_indexes
 
