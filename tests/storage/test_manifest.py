@@ -17,7 +17,7 @@ from trackstar.storage.manifest import (
 )
 from trackstar.storage.removal import remove_artifact
 
-IDENTITY = {"stage": "things", "seed": 3}
+IDENTITY = {"of": "things", "seed": 3}
 
 
 @pytest.fixture
