@@ -37,8 +37,8 @@ def _write(directory, *, interrupted=False):
 
 def test_a_finished_artifact_is_complete_for_its_own_identity_alone(directory):
     _write(directory)
-    assert is_complete(directory, {"seed": 3, "stage": "things"})  # the order of keys says nothing
-    assert not is_complete(directory, {"stage": "things", "seed": 4})
+    assert is_complete(directory, {"seed": 3, "of": "things"})  # the order of keys says nothing
+    assert not is_complete(directory, {"of": "things", "seed": 4})
     manifest = require_manifest(directory)
     assert manifest.facts == {"num_rows": 7}
     assert read_checked(directory, "below/file") == b"bytes"
